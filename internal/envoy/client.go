@@ -1,0 +1,347 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"svid-watchdog/internal/rotation"
+)
+
+// Config says whom to ask, for what, and how often.
+type Config struct {
+	// Address is Envoy's admin interface: http://HOST:PORT or unix:///PATH.
+	Address string
+	// SDSCluster is the name of the cluster that SDS uses; IdentitySecret and
+	// BundleSecret name the secrets of the identity and the trust bundle.
+	SDSCluster, IdentitySecret, BundleSecret string
+	// PollInterval is the distance of two looks at rest.
+	PollInterval time.Duration
+	// BudgetPercent is the share of Envoy's time, in percent, that our
+	// questions may take.
+	BudgetPercent float64
+	// Timeout bounds one question, 5 s if zero.
+	Timeout time.Duration
+	Log     *slog.Logger
+	// Observe is called with each look, by one goroutine.
+	Observe func(rotation.Envoy)
+}
+
+// Client asks Envoy's admin interface. Its methods other than Nudge are not
+// for concurrent use.
+type Client struct {
+	cfg    Config
+	admin  *admin
+	nudges chan struct{}
+	budget *budget
+
+	cost  map[question]time.Duration
+	asked map[question]time.Time
+
+	started  time.Time // of Envoy's present life, zero when unknown
+	identity map[rotation.Fingerprint]bool
+	// unsettled counts the looks for which /certs may still be asked at once
+	// because the delivered leaves have changed and the contexts do not hold
+	// them yet.
+	unsettled int
+	// changed is when the delivered leaves last changed.
+	changed   time.Time
+	hideStats bool // Envoy showed no sds. statistics when last asked
+	lastErr   string
+}
+
+// question is one thing that Envoy can be asked.
+type question string
+
+const (
+	askServerInfo question = "server_info"
+	askStats      question = "sds_stats"
+	askSecrets    question = "active_secrets"
+	askWarming    question = "warming_secrets"
+	askContexts   question = "certs"
+	askClusters   question = "clusters"
+)
+
+const (
+	// statsRecheck is how often an Envoy that hides the sds. statistics is
+	// asked again. The stats matcher is part of the bootstrap, so only a
+	// restart changes the answer; this is for an Envoy whose subscription had
+	// not begun when first asked.
+	statsRecheck = 5 * time.Minute
+	// warmingRecheck is how often the warming secrets are asked for while
+	// both secrets are active: a second provider of the same name may warm
+	// (envoyproxy/envoy#47309).
+	warmingRecheck = 2 * time.Minute
+	// urgentLooks bounds how many looks after a change ask /certs at once. A
+	// rejected update never settles and must not eat the budget.
+	urgentLooks = 6
+)
+
+// New returns a client, or an error that says what is wrong with the address.
+func New(cfg Config) (*Client, error) {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 5 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	a, err := newAdmin(cfg.Address, cfg.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{
+		cfg:    cfg,
+		admin:  a,
+		nudges: make(chan struct{}, 1),
+		budget: newBudget(cfg.BudgetPercent, time.Now()),
+		cost:   make(map[question]time.Duration),
+		asked:  make(map[question]time.Time),
+	}, nil
+}
+
+// Nudge makes the client look sooner than at its next poll, and again in
+// growing distances until something changed: the identity provider has issued
+// a new SVID, so Envoy may be delivered one too. It never blocks.
+func (c *Client) Nudge() {
+	select {
+	case c.nudges <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// firstQuickLook is the distance of the first look after a nudge or a change.
+const firstQuickLook = 250 * time.Millisecond
+
+// Run looks at Envoy until ctx ends, and then returns nil: an Envoy that does
+// not answer is evidence, not a failure of ours.
+func (c *Client) Run(ctx context.Context) error {
+	defer c.admin.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var quick time.Duration // distance of the next quick look, 0 at rest
+	var since time.Time     // of the nudge that made the looks quick
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.nudges:
+			quick, since = firstQuickLook, time.Now()
+			timer.Reset(quick)
+			continue
+		case <-timer.C:
+		}
+		before := c.changed
+		if observation, ok := c.poll(ctx); ok && ctx.Err() == nil {
+			c.cfg.Observe(observation)
+		}
+		switch {
+		case c.changed != before:
+			// Something was delivered: see it being loaded.
+			quick = firstQuickLook
+		case quick > 0 && c.unsettled == 0 && c.changed.After(since):
+			quick = 0 // delivered and loaded
+		case quick > 0:
+			if quick *= 2; quick >= c.cfg.PollInterval {
+				quick = 0
+			}
+		}
+		if quick > 0 {
+			timer.Reset(quick)
+		} else {
+			timer.Reset(c.cfg.PollInterval)
+		}
+	}
+}
+
+// Look asks Envoy everything at once, whatever it costs.
+func (c *Client) Look(ctx context.Context) rotation.Envoy {
+	return c.look(ctx, true)
+}
+
+// poll looks once if the budget affords the questions that every look asks.
+func (c *Client) poll(ctx context.Context) (rotation.Envoy, bool) {
+	c.budget.earn(time.Now())
+	if !c.budget.affords(c.cost[askServerInfo]+c.cost[askSecrets], true) {
+		return rotation.Envoy{}, false
+	}
+	return c.look(ctx, false), true
+}
+
+// look asks the cheap questions, and of the others those that are worth their
+// price now.
+func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
+	now := time.Now()
+	o := rotation.Envoy{At: now}
+	var info serverInfo
+	err := c.ask(ctx, &o, askServerInfo, "/server_info", maxServerInfo, func(body *boundedReader) (err error) {
+		info, err = readServerInfo(body)
+		return err
+	})
+	if err != nil {
+		return c.failed(o, err)
+	}
+	o.Version, o.State = info.version, info.state
+	o.Started = now.Add(-info.uptime)
+	if c.restarted(o.Started) {
+		c.cfg.Log.Info("Envoy started", "version", o.Version, "uptime", info.uptime)
+	}
+
+	// The statistics before the dump: an update that arrives between the two
+	// then shows as a changed leaf without its count, never as a count
+	// without its leaf, which would look like a hollow update.
+	if everything || c.worth(askStats, now, !c.hideStats || now.Sub(c.asked[askStats]) >= statsRecheck, false) {
+		err := c.ask(ctx, &o, askStats, statsQuery(c.cfg.IdentitySecret), maxStats, func(body *boundedReader) (err error) {
+			o.Stats, err = readSDSStats(body, c.cfg.IdentitySecret)
+			return err
+		})
+		if err != nil {
+			return c.failed(o, err)
+		}
+		if o.Stats != nil {
+			o.Stats.At = now
+		}
+		c.hideStats = o.Stats == nil
+	}
+
+	if err := c.lookAtSecrets(ctx, &o, now, everything); err != nil {
+		return c.failed(o, err)
+	}
+
+	if everything || c.worth(askContexts, now, true, c.unsettled > 0) {
+		at := time.Now()
+		err := c.ask(ctx, &o, askContexts, "/certs", maxContexts, func(body *boundedReader) (err error) {
+			o.Contexts, err = readContexts(body)
+			return err
+		})
+		if err != nil {
+			return c.failed(o, err)
+		}
+		o.Contexts.At = at
+	}
+	c.settle(&o)
+
+	if everything || c.worth(askClusters, now, true, c.asked[askClusters].IsZero()) {
+		at := time.Now()
+		err := c.ask(ctx, &o, askClusters, clustersQuery(c.cfg.SDSCluster), maxClusters, func(body *boundedReader) (err error) {
+			o.SDSCluster, err = readSDSCluster(body, c.cfg.SDSCluster)
+			return err
+		})
+		if err != nil {
+			return c.failed(o, err)
+		}
+		o.SDSCluster.At = at
+	}
+	if c.lastErr != "" {
+		c.cfg.Log.Info("Envoy answers again", "address", c.cfg.Address)
+		c.lastErr = ""
+	}
+	return o
+}
+
+func (c *Client) lookAtSecrets(ctx context.Context, o *rotation.Envoy, now time.Time, everything bool) error {
+	at := time.Now()
+	path := secretsQuery("dynamic_active_secrets", activeMask, c.cfg.IdentitySecret, c.cfg.BundleSecret)
+	err := c.ask(ctx, o, askSecrets, path, maxSecrets, func(body *boundedReader) (err error) {
+		o.Secrets, err = readActiveSecrets(body, c.cfg.IdentitySecret, c.cfg.BundleSecret)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	o.Secrets.At = at
+	missing := len(o.Secrets.Identity) == 0 || len(o.Secrets.Bundle) == 0
+	if !everything && !c.worth(askWarming, now, missing || now.Sub(c.asked[askWarming]) >= warmingRecheck, missing) {
+		return nil
+	}
+	path = secretsQuery("dynamic_warming_secrets", warmingMask, c.cfg.IdentitySecret, c.cfg.BundleSecret)
+	err = c.ask(ctx, o, askWarming, path, maxSecrets, func(body *boundedReader) (err error) {
+		s := o.Secrets
+		s.IdentityWarming, s.BundleWarming, err = readWarming(body, c.cfg.IdentitySecret, c.cfg.BundleSecret)
+		return err
+	})
+	o.Secrets.WarmingKnown = err == nil
+	return err
+}
+
+// settle notes whether the contexts hold what was delivered.
+func (c *Client) settle(o *rotation.Envoy) {
+	delivered := make(map[rotation.Fingerprint]bool)
+	changed := false
+	for _, s := range o.Secrets.Identity {
+		if !s.Leaf.SHA256.IsZero() {
+			delivered[s.Leaf.SHA256] = true
+			changed = changed || !c.identity[s.Leaf.SHA256]
+		}
+	}
+	if changed {
+		c.changed = o.At
+		c.unsettled = urgentLooks
+	}
+	c.identity = delivered
+	if o.Contexts == nil {
+		return
+	}
+	if c.unsettled > 0 {
+		c.unsettled--
+	}
+	loaded := 0
+	for _, s := range o.Secrets.Identity {
+		for _, l := range o.Contexts.Leaves {
+			if l.Leaf.Same(s.Leaf) {
+				loaded++
+				break
+			}
+		}
+	}
+	if loaded == len(o.Secrets.Identity) && len(o.Contexts.Leaves) == loaded {
+		c.unsettled = 0
+	}
+}
+
+// restarted notes Envoy's start and tells whether it is another than before.
+// Uptime counts in seconds, so less than two of them are no difference.
+func (c *Client) restarted(started time.Time) bool {
+	if !c.started.IsZero() && started.Sub(c.started) < 2*time.Second {
+		return false
+	}
+	c.started = started
+	c.hideStats = false
+	c.identity = nil
+	clear(c.asked)
+	return true
+}
+
+// worth tells whether a question is to be asked in this look: due, and within
+// the budget.
+func (c *Client) worth(q question, now time.Time, due, urgent bool) bool {
+	if c.asked[q].IsZero() {
+		due, urgent = true, true // never asked in this life of Envoy
+	}
+	return due && c.budget.affords(c.cost[q], urgent)
+}
+
+func (c *Client) ask(ctx context.Context, o *rotation.Envoy, q question, path string, limit int64, read func(*boundedReader) error) error {
+	cost, err := c.admin.get(ctx, path, limit, read)
+	o.Spent += cost
+	c.budget.spend(cost)
+	c.asked[q] = time.Now()
+	if err != nil {
+		return fmt.Errorf("read %s from Envoy at %s: %w", q, c.cfg.Address, err)
+	}
+	// What was dear once may be dear again: forget a high price slowly.
+	c.cost[q] = max(cost, c.cost[q]*3/4)
+	return nil
+}
+
+func (c *Client) failed(o rotation.Envoy, err error) rotation.Envoy {
+	if errors.Is(err, context.Canceled) {
+		return rotation.Envoy{At: o.At, Err: err.Error(), Spent: o.Spent}
+	}
+	if text := err.Error(); text != c.lastErr {
+		c.cfg.Log.Warn("Envoy does not answer", "error", text)
+		c.lastErr = text
+	}
+	return rotation.Envoy{At: o.At, Err: err.Error(), Spent: o.Spent}
+}

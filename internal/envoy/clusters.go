@@ -1,0 +1,67 @@
+package envoy
+
+import (
+	"encoding/json"
+	"net/url"
+	"regexp"
+
+	"svid-watchdog/internal/rotation"
+)
+
+// maxClusters bounds /clusters: 10,000 clusters take 12.5 MB.
+const maxClusters = 256 << 20
+
+// clustersQuery always sends the filter: Envoy 1.38 and newer honour it
+// (envoyproxy/envoy#43407), older ones ignore it and send every cluster.
+func clustersQuery(cluster string) string {
+	return "/clusters?format=json&filter=" + url.QueryEscape("^"+regexp.QuoteMeta(cluster)+"$")
+}
+
+// clusterStatus is an element of envoy.admin.v3.Clusters.
+type clusterStatus struct {
+	Name         string `json:"name"`
+	HostStatuses []struct {
+		Stats []struct {
+			Name  string `json:"name"`
+			Value count  `json:"value"` // left out when zero
+		} `json:"stats"`
+	} `json:"host_statuses"`
+}
+
+// readSDSCluster reads /clusters as a stream and sums the counters of the
+// hosts of the named cluster. These are counters of the host itself
+// (Upstream::Host), which no stats matcher hides.
+func readSDSCluster(body *boundedReader, cluster string) (*rotation.SDSCluster, error) {
+	sds := &rotation.SDSCluster{}
+	err := eachElement(body, "cluster_statuses", func(dec *json.Decoder) error {
+		var status clusterStatus
+		if err := dec.Decode(&status); err != nil {
+			return err
+		}
+		if status.Name != cluster {
+			return nil
+		}
+		for _, host := range status.HostStatuses {
+			sds.Found = true
+			for _, s := range host.Stats {
+				switch v := uint64(s.Value); s.Name {
+				case "cx_active":
+					sds.ActiveConnections += v
+				case "rq_active":
+					sds.ActiveRequests += v
+				case "cx_connect_fail":
+					sds.ConnectFailures += v
+				case "rq_total":
+					sds.Requests += v
+				case "rq_error":
+					sds.RequestErrors += v
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sds, nil
+}
