@@ -48,6 +48,7 @@ type Client struct {
 	unsettled int
 	// changed is when the delivered leaves last changed.
 	changed   time.Time
+	warming   bool // a provider waited for its first secret when last asked
 	hideStats bool // Envoy showed no sds. statistics when last asked
 	lastErr   string
 }
@@ -188,16 +189,31 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		c.cfg.Log.Info("Envoy started", "version", o.Version, "uptime", info.uptime)
 	}
 
+	if err := c.askTheRest(ctx, &o, now, everything); err != nil {
+		if o.Secrets == nil {
+			return c.failed(o, err)
+		}
+		o.Incomplete = err.Error()
+		c.complain(o.Incomplete)
+		return o
+	}
+	c.complain("")
+	return o
+}
+
+// askTheRest asks what depends on the budget. It stops at the first question
+// that fails; what was answered until then holds.
+func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Time, everything bool) error {
 	// The statistics before the dump: an update that arrives between the two
 	// then shows as a changed leaf without its count, never as a count
 	// without its leaf, which would look like a hollow update.
 	if everything || c.worth(askStats, now, !c.hideStats || now.Sub(c.asked[askStats]) >= statsRecheck, false) {
-		err := c.ask(ctx, &o, askStats, statsQuery(c.cfg.IdentitySecret), maxStats, func(body *boundedReader) (err error) {
+		err := c.ask(ctx, o, askStats, statsQuery(c.cfg.IdentitySecret), maxStats, func(body *boundedReader) (err error) {
 			o.Stats, err = readSDSStats(body, c.cfg.IdentitySecret)
 			return err
 		})
 		if err != nil {
-			return c.failed(o, err)
+			return err
 		}
 		if o.Stats != nil {
 			o.Stats.At = now
@@ -205,39 +221,35 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		c.hideStats = o.Stats == nil
 	}
 
-	if err := c.lookAtSecrets(ctx, &o, now, everything); err != nil {
-		return c.failed(o, err)
+	if err := c.lookAtSecrets(ctx, o, now, everything); err != nil {
+		return err
 	}
 
 	if everything || c.worth(askContexts, now, true, c.unsettled > 0) {
 		at := time.Now()
-		err := c.ask(ctx, &o, askContexts, "/certs", maxContexts, func(body *boundedReader) (err error) {
+		err := c.ask(ctx, o, askContexts, "/certs", maxContexts, func(body *boundedReader) (err error) {
 			o.Contexts, err = readContexts(body)
 			return err
 		})
 		if err != nil {
-			return c.failed(o, err)
+			return err
 		}
 		o.Contexts.At = at
 	}
-	c.settle(&o)
+	c.settle(o)
 
 	if everything || c.worth(askClusters, now, true, c.asked[askClusters].IsZero()) {
 		at := time.Now()
-		err := c.ask(ctx, &o, askClusters, clustersQuery(c.cfg.SDSCluster), maxClusters, func(body *boundedReader) (err error) {
+		err := c.ask(ctx, o, askClusters, clustersQuery(c.cfg.SDSCluster), maxClusters, func(body *boundedReader) (err error) {
 			o.SDSCluster, err = readSDSCluster(body, c.cfg.SDSCluster)
 			return err
 		})
 		if err != nil {
-			return c.failed(o, err)
+			return err
 		}
 		o.SDSCluster.At = at
 	}
-	if c.lastErr != "" {
-		c.cfg.Log.Info("Envoy answers again", "address", c.cfg.Address)
-		c.lastErr = ""
-	}
-	return o
+	return nil
 }
 
 func (c *Client) lookAtSecrets(ctx context.Context, o *rotation.Envoy, now time.Time, everything bool) error {
@@ -251,7 +263,7 @@ func (c *Client) lookAtSecrets(ctx context.Context, o *rotation.Envoy, now time.
 		return err
 	}
 	o.Secrets.At = at
-	missing := len(o.Secrets.Identity) == 0 || len(o.Secrets.Bundle) == 0
+	missing := c.warming || len(o.Secrets.Identity) == 0 || len(o.Secrets.Bundle) == 0
 	if !everything && !c.worth(askWarming, now, missing || now.Sub(c.asked[askWarming]) >= warmingRecheck, missing) {
 		return nil
 	}
@@ -262,6 +274,7 @@ func (c *Client) lookAtSecrets(ctx context.Context, o *rotation.Envoy, now time.
 		return err
 	})
 	o.Secrets.WarmingKnown = err == nil
+	c.warming = o.Secrets.IdentityWarming+o.Secrets.BundleWarming > 0
 	return err
 }
 
@@ -307,7 +320,7 @@ func (c *Client) restarted(started time.Time) bool {
 		return false
 	}
 	c.started = started
-	c.hideStats = false
+	c.hideStats, c.warming = false, false
 	c.identity = nil
 	clear(c.asked)
 	return true
@@ -325,8 +338,13 @@ func (c *Client) worth(q question, now time.Time, due, urgent bool) bool {
 func (c *Client) ask(ctx context.Context, o *rotation.Envoy, q question, path string, limit int64, read func(*boundedReader) error) error {
 	cost, err := c.admin.get(ctx, path, limit, read)
 	o.Spent += cost
-	c.budget.spend(cost)
 	c.asked[q] = time.Now()
+	if err != nil && q == askServerInfo {
+		// Its price is known and small: an Envoy that lets even this one run
+		// into the timeout hangs, and spends nothing on us.
+		cost = 0
+	}
+	c.budget.spend(cost)
 	if err != nil {
 		return fmt.Errorf("read %s from Envoy at %s: %w", q, c.cfg.Address, err)
 	}
@@ -336,12 +354,20 @@ func (c *Client) ask(ctx context.Context, o *rotation.Envoy, q question, path st
 }
 
 func (c *Client) failed(o rotation.Envoy, err error) rotation.Envoy {
-	if errors.Is(err, context.Canceled) {
-		return rotation.Envoy{At: o.At, Err: err.Error(), Spent: o.Spent}
-	}
-	if text := err.Error(); text != c.lastErr {
-		c.cfg.Log.Warn("Envoy does not answer", "error", text)
-		c.lastErr = text
+	if !errors.Is(err, context.Canceled) {
+		c.complain(err.Error())
 	}
 	return rotation.Envoy{At: o.At, Err: err.Error(), Spent: o.Spent}
+}
+
+// complain logs an error once for as long as it stays the same, and its end.
+func (c *Client) complain(text string) {
+	switch {
+	case text == c.lastErr:
+	case text == "":
+		c.cfg.Log.Info("Envoy answers again", "address", c.cfg.Address)
+	default:
+		c.cfg.Log.Warn("Envoy does not answer", "error", text)
+	}
+	c.lastErr = text
 }

@@ -112,6 +112,9 @@ type Envoy struct {
 	// Err says in one sentence why Envoy did not answer, and is empty when it
 	// did. The other fields are meaningful only then.
 	Err string
+	// Incomplete says which question failed although Envoy answered the ones
+	// before it; the parts that did answer hold.
+	Incomplete string
 	// Started is when Envoy's present life began (the look's time less the
 	// uptime), zero when unknown. It wobbles by the precision of the uptime:
 	// one second.

@@ -163,6 +163,7 @@ var catalogue = []Definition{
 		Reasons: []ReasonText{
 			{Reason: ReasonAbsent, Cause: "Envoy neither holds the secret nor waits for it, so nothing in its configuration asks for it.", Advice: "Check the names given by --envoy.identity-secret and --envoy.bundle-secret, and whether istiod has configured this Envoy."},
 			{Reason: ReasonWarming, Cause: "Envoy asked for the secret and still waits for the first answer."},
+			{Reason: ReasonUndetermined, Cause: "The secret is not active, and whether Envoy waits for it is not known."},
 		},
 	},
 	{

@@ -232,6 +232,7 @@ const (
 	EventHollowUpdate    EventType = "hollow_update_seen"
 	EventRejectedUpdate  EventType = "rejected_update_seen"
 	EventProblemRaised   EventType = "problem_raised"
+	EventProblemChanged  EventType = "problem_changed"
 	EventProblemCleared  EventType = "problem_cleared"
 	EventSourceUp        EventType = "source_up"
 	EventSourceDown      EventType = "source_down"

@@ -1,0 +1,677 @@
+package rotation
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// clockTolerance is by how much the two clocks may drift apart between two
+// judgements before we speak of a jump.
+const clockTolerance = 5 * time.Second
+
+// judgement is one run of Judge.
+type judgement struct {
+	*Ledger
+	now     time.Time
+	recheck time.Time
+	found   map[ProblemName]Problem
+	// holding are the conditions seen in this run that wait for the grace.
+	holding map[ProblemName]bool
+}
+
+// Judge says what the evidence means at the time now, which must not be
+// earlier than that of the evidence. Between two pieces of evidence a verdict
+// changes only by the passing of time; [Verdict.Recheck] says when.
+func (l *Ledger) Judge(now time.Time) Verdict {
+	l.watchClock(now)
+	j := &judgement{Ledger: l, now: now, found: make(map[ProblemName]Problem), holding: make(map[ProblemName]bool)}
+	j.credentialFiles()
+	j.workloadAPI()
+	j.expiry()
+	if !j.envoyReachability() {
+		j.rejection()
+		j.missingSecrets()
+		j.sdsStream()
+		j.delivery()
+		j.contexts()
+		j.provenance()
+	}
+	for name := range l.held {
+		if !j.holding[name] {
+			delete(l.held, name)
+		}
+	}
+	j.transitions()
+	return j.verdict()
+}
+
+// watchClock notices a step of the wall clock, or a suspended node.
+func (l *Ledger) watchClock(now time.Time) {
+	last := l.judgedAt
+	l.judgedAt = now
+	if last.IsZero() {
+		return
+	}
+	jump := now.Round(0).Sub(last.Round(0)) - now.Sub(last)
+	if jump.Abs() < clockTolerance {
+		return
+	}
+	l.epoch++
+	l.renewal.forgetClock()
+	l.event(Event{At: now, Type: EventClockJumped,
+		Message: fmt.Sprintf("The wall clock moved by %s against the monotonic clock.", round(jump))})
+}
+
+// reached tells whether t has come, and else remembers it for the recheck.
+func (j *judgement) reached(t time.Time) bool {
+	if !j.now.Before(t) {
+		return true
+	}
+	if j.recheck.IsZero() || t.Before(j.recheck) {
+		j.recheck = t
+	}
+	return false
+}
+
+// lasts tells whether a condition has held since the given time for longer
+// than the grace.
+func (j *judgement) lasts(since time.Time) bool { return j.reached(since.Add(j.cfg.Grace)) }
+
+// holds is lasts for a condition whose beginning this ledger remembers.
+func (j *judgement) holds(name ProblemName) bool {
+	j.holding[name] = true
+	if _, ok := j.held[name]; !ok {
+		j.held[name] = j.now
+	}
+	return j.lasts(j.held[name])
+}
+
+// raise notes a problem with the catalogue's severity.
+func (j *judgement) raise(name ProblemName, stage Stage, reason Reason, detail string) {
+	j.raiseAs(definitions[name].Severity, name, stage, reason, detail)
+}
+
+func (j *judgement) raiseAs(severity Severity, name ProblemName, stage Stage, reason Reason, detail string) {
+	d := definitions[name]
+	cause, advice := d.explain(reason)
+	j.found[name] = Problem{
+		Name: name, Severity: severity, Stage: stage, Reason: reason,
+		Summary: d.Summary, Cause: cause, Advice: advice, Detail: detail, Since: j.now,
+	}
+}
+
+func (j *judgement) has(name ProblemName) bool {
+	_, ok := j.found[name]
+	return ok
+}
+
+func (j *judgement) credentialFiles() {
+	if j.files == nil || j.files.Err != "" {
+		// Not seen now: what held, holds until it is seen to be gone.
+		j.keep(CredentialFilesPartial, CredentialFilesComplete)
+		return
+	}
+	var names []string
+	for _, name := range CredentialFileNames() {
+		if j.files.Present[name] {
+			names = append(names, string(name))
+		}
+	}
+	detail := strings.Join(names, ", ")
+	if leaf := j.files.Leaf; leaf != nil {
+		detail += fmt.Sprintf("; the certificate was issued by %q and is good until %s", leaf.Issuer, leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	switch len(names) {
+	case 0:
+	case len(CredentialFileNames()):
+		j.raise(CredentialFilesComplete, "", ReasonNone, detail)
+	default:
+		j.raise(CredentialFilesPartial, "", ReasonNone, detail)
+	}
+}
+
+// keep lets problems go on that held before.
+func (j *judgement) keep(names ...ProblemName) {
+	for _, name := range names {
+		if p, ok := j.problems[name]; ok {
+			j.found[name] = p
+		}
+	}
+}
+
+func (j *judgement) workloadAPI() {
+	switch j.api.State {
+	case WorkloadAPIUnreachable:
+		if j.lasts(j.api.badSince) {
+			severity := Warning
+			if j.withinMargin() {
+				severity = Critical
+			}
+			j.raiseAs(severity, WorkloadUnreachable, Issued, j.api.Reason, j.api.Detail)
+		}
+		return
+	case WorkloadAPIDenied:
+		if j.lasts(j.api.badSince) {
+			j.raise(WorkloadDenied, Issued, ReasonNone, j.api.Detail)
+		}
+		return
+	}
+	leaf := j.stages[Issued].worst()
+	if leaf == nil {
+		return
+	}
+	if age, overdue := j.overdue(leaf); overdue {
+		j.raise(IssuanceOverdue, Issued, ReasonNone, age)
+	}
+}
+
+// overdue tells whether a leaf is older than the renewal interval and the
+// grace, and says so.
+func (j *judgement) overdue(leaf *seenLeaf) (string, bool) {
+	interval, source := j.interval(leaf)
+	age := j.age(leaf, j.now)
+	if !j.reached(j.now.Add(interval + j.cfg.Grace - age)) {
+		return "", false
+	}
+	return fmt.Sprintf("the certificate is %s old; a new one comes every %s (%s)", round(age), round(interval), source), true
+}
+
+// margin is how much life a leaf must have left.
+func (j *judgement) margin(leaf Certificate) time.Duration {
+	if j.cfg.Margin > 0 {
+		return j.cfg.Margin
+	}
+	return leaf.NotAfter.Sub(leaf.NotBefore) / 6
+}
+
+// withinMargin tells whether anything that was last seen is about to expire.
+func (j *judgement) withinMargin() bool {
+	for _, stage := range Stages() {
+		if leaf := j.stages[stage].worst(); leaf != nil && j.reached(leaf.NotAfter.Add(-j.margin(leaf.Certificate))) {
+			return true
+		}
+	}
+	return false
+}
+
+// expiry judges what was last seen at each stage, also when its source is
+// down: a certificate expires unseen.
+func (j *judgement) expiry() {
+	var expired, expiring []string
+	var expiredStage, expiringStage Stage
+	severity := Warning
+	for _, stage := range Stages() { // the last one named is nearest to peers
+		leaf := j.stages[stage].worst()
+		if leaf == nil {
+			continue
+		}
+		wall := j.now.Round(0)
+		switch {
+		case j.reached(leaf.NotAfter):
+			expired = append(expired, fmt.Sprintf("%s: expired %s ago", stage, round(wall.Sub(leaf.NotAfter))))
+			expiredStage = stage
+		case j.reached(leaf.NotAfter.Add(-j.margin(leaf.Certificate))):
+			expiring = append(expiring, fmt.Sprintf("%s: %s left", stage, round(leaf.NotAfter.Sub(wall))))
+			expiringStage = stage
+			if stage != Issued {
+				severity = Critical
+			}
+		}
+	}
+	if len(expired) > 0 {
+		j.raise(CertificateExpired, expiredStage, ReasonNone, strings.Join(expired, "; "))
+	}
+	if len(expiring) > 0 {
+		j.raiseAs(severity, CertificateExpiring, expiringStage, ReasonNone, strings.Join(expiring, "; "))
+	}
+}
+
+// envoyReachability tells whether what is known of Envoy is too old to judge
+// it by. Within the grace the last look still stands.
+func (j *judgement) envoyReachability() (unknown bool) {
+	if j.envoy.downSince.IsZero() || !j.lasts(j.envoy.downSince) {
+		return false
+	}
+	j.raise(EnvoyUnreachable, Delivered, ReasonNone, j.envoy.err)
+	return true
+}
+
+func (j *judgement) rejection() {
+	var first *refusal
+	for _, r := range j.envoy.refused {
+		if first == nil || r.since.Before(first.since) {
+			first = &r
+		}
+	}
+	switch {
+	case first != nil:
+		j.raise(UpdateRejected, Delivered, first.reason,
+			fmt.Sprintf("refused: serial %s, good until %s", first.leaf.Serial, first.leaf.NotAfter.UTC().Format(time.RFC3339)))
+	case j.envoy.counted != nil:
+		j.raise(UpdateRejected, Delivered, ReasonCounted, "")
+	}
+}
+
+func (j *judgement) missingSecrets() {
+	e := &j.envoy
+	if e.secrets == nil {
+		return
+	}
+	var missing []string
+	if len(e.secrets.Identity) == 0 || e.identityWarming > 0 {
+		missing = append(missing, "the identity")
+	}
+	if len(e.secrets.Bundle) == 0 || e.bundleWarming > 0 {
+		missing = append(missing, "the trust bundle")
+	}
+	if len(missing) == 0 || !j.holds(SecretMissing) {
+		return
+	}
+	reason := ReasonUndetermined
+	switch {
+	case e.identityWarming > 0 || e.bundleWarming > 0:
+		reason = ReasonWarming
+	case e.warmingKnown:
+		reason = ReasonAbsent
+	}
+	j.raise(SecretMissing, Delivered, reason, strings.Join(missing, " and "))
+}
+
+func (j *judgement) sdsStream() {
+	e := &j.envoy
+	if e.streamDown.IsZero() || !j.lasts(e.streamDown) {
+		return
+	}
+	j.raise(SDSStreamDown, Delivered, e.lastRise, fmt.Sprintf("connect failures %d, requests %d in this life of Envoy",
+		e.cluster.ConnectFailures, e.cluster.Requests))
+}
+
+// delivery judges the age of what Envoy was delivered: timestamps are hints,
+// certificates are the evidence.
+func (j *judgement) delivery() {
+	if j.has(UpdateRejected) {
+		return // that is why nothing new was accepted
+	}
+	leaf := j.stages[Delivered].worst()
+	if leaf == nil {
+		return
+	}
+	age, overdue := j.overdue(leaf)
+	if !overdue {
+		return
+	}
+	hollow := j.resends(leaf)
+	j.raise(DeliveryOverdue, Delivered, j.deliveryReason(hollow), age)
+	if hollow {
+		j.raise(HollowUpdate, Delivered, ReasonNone, fmt.Sprintf("%s; the last update that changed nothing came %s ago",
+			age, round(j.now.Sub(j.envoy.lastHollow))))
+	}
+}
+
+// resends tells whether an update that changed nothing came when a renewal
+// was due. Earlier ones mean nothing: SPIRE re-sends an unchanged SVID when
+// anything else of the workload changes, tbot when a federated bundle does.
+func (j *judgement) resends(leaf *seenLeaf) bool {
+	last := j.envoy.lastHollow
+	if last.IsZero() {
+		return false
+	}
+	interval, _ := j.interval(leaf)
+	return j.age(leaf, last) >= max(interval/2, interval-j.cfg.Grace)
+}
+
+func (j *judgement) deliveryReason(hollow bool) Reason {
+	e := &j.envoy
+	known := e.cluster != nil && e.cluster.Found
+	switch {
+	case known && !e.streamDown.IsZero() && e.lastRise == ReasonClosedByServer:
+		return ReasonClosedByServer
+	case known && !e.streamDown.IsZero():
+		return ReasonStreamDown
+	case hollow:
+		return ReasonServerResends
+	case !known:
+		return ReasonUndetermined
+	case e.showsResends():
+		return ReasonServerSilent
+	default:
+		return ReasonServerSilentOrResends
+	}
+}
+
+// contexts compares the leaves in use with all delivered ones: two providers
+// of one name legitimately give two leaves.
+func (j *judgement) contexts() {
+	delivered, loaded := j.stages[Delivered], j.stages[Loaded]
+	if j.has(UpdateRejected) || j.envoy.contexts == nil || len(delivered.current) == 0 || len(loaded.current) == 0 {
+		return
+	}
+	for _, leaf := range delivered.current {
+		if j.envoy.contexts.At.Before(leaf.firstSeen) {
+			return // the contexts were not asked since
+		}
+	}
+	held, other := 0, 0
+	for _, l := range j.envoy.contexts.Leaves {
+		if delivered.holds(l.Leaf) {
+			held += l.Contexts
+		} else {
+			other += l.Contexts
+		}
+	}
+	switch {
+	case held == 0:
+		if j.holds(ContextStale) {
+			j.raise(ContextStale, Loaded, ReasonNone, fmt.Sprintf("%d contexts, none with a delivered certificate", other))
+		}
+	case other > 0:
+		if j.holds(ContextMixed) {
+			j.raise(ContextMixed, Loaded, ReasonNone, fmt.Sprintf("%d contexts with a delivered certificate, %d with another", held, other))
+		}
+	}
+}
+
+// provenance judges who Envoy's certificate belongs to and who issued it. An
+// SVID that was issued before Envoy's leaf came may be behind it, so it takes
+// a newer one, or the grace, to say that the two differ.
+func (j *judgement) provenance() {
+	if j.issuedAt.IsZero() {
+		return
+	}
+	for _, leaf := range j.stages[Delivered].current {
+		if !slices.Contains(j.issuedIDs, leaf.SPIFFEID) && j.differs(IdentityMismatch, leaf) {
+			j.raise(IdentityMismatch, Delivered, ReasonNone, fmt.Sprintf("Envoy has %s, issued is %s", leaf.SPIFFEID, strings.Join(j.issuedIDs, ", ")))
+		}
+		if err := j.verify(leaf.Certificate); err != nil && j.differs(UntrustedIssuer, leaf) {
+			j.raise(UntrustedIssuer, Delivered, ReasonNone, fmt.Sprintf("issued by %q: %v", leaf.Issuer, err))
+		}
+	}
+}
+
+func (j *judgement) differs(name ProblemName, leaf *seenLeaf) bool {
+	lasts := j.holds(name)
+	return lasts || !j.issuedAt.Before(leaf.firstSeen) && !leaf.initial
+}
+
+// verify asks Config.Verify, once for each pair of leaf and bundle.
+func (j *judgement) verify(leaf Certificate) error {
+	if j.cfg.Verify == nil || len(leaf.Chain) == 0 || len(j.issuedBundle.Authorities) == 0 {
+		return nil
+	}
+	var bundle Fingerprint
+	for _, a := range j.issuedBundle.Authorities { // order does not matter
+		for i, b := range a.SHA256 {
+			bundle[i] ^= b
+		}
+	}
+	cache := &j.verifiedLeaf
+	if !cache.known || cache.leaf != leaf.SHA256 || cache.bundle != bundle {
+		cache.leaf, cache.bundle, cache.known = leaf.SHA256, bundle, true
+		cache.err = j.cfg.Verify(leaf, j.issuedBundle, j.now)
+	}
+	return cache.err
+}
+
+// identityMode says what Istio's agent will do at its next start
+// (istio: pkg/istio-agent/agent.go; measured on the real agent).
+func (j *judgement) identityMode() IdentityMode {
+	if j.files == nil || j.files.Err != "" || j.api.SocketAnswers == nil {
+		return ModeUnknown
+	}
+	complete := j.files.Count() == len(CredentialFileNames())
+	switch answers := *j.api.SocketAnswers; {
+	case answers && complete:
+		return ModeExternalSDSWithFiles
+	case answers:
+		return ModeExternalSDS
+	case complete:
+		return ModeFileMounted
+	default:
+		return ModeIstiodCA
+	}
+}
+
+// transitions compares this judgement with the last and writes down what
+// changed.
+func (j *judgement) transitions() {
+	for _, d := range catalogue {
+		was, held := j.problems[d.Name]
+		is, holds := j.found[d.Name]
+		switch {
+		case holds && !held:
+			j.event(Event{At: j.now, Type: EventProblemRaised, Problem: d.Name, Stage: is.Stage, Message: sentence(is)})
+		case held && !holds:
+			j.event(Event{At: j.now, Type: EventProblemCleared, Problem: d.Name, Stage: was.Stage, Message: "No longer: " + was.Summary})
+		case held && holds:
+			is.Since = was.Since
+			j.found[d.Name] = is
+			if was.Reason != is.Reason || was.Severity != is.Severity {
+				j.event(Event{At: j.now, Type: EventProblemChanged, Problem: d.Name, Stage: is.Stage, Message: sentence(is)})
+			}
+		}
+	}
+	j.problems = maps.Clone(j.found)
+	if mode := j.identityMode(); mode != j.mode {
+		j.mode = mode
+		j.event(Event{At: j.now, Type: EventModeChanged, Message: modeSentence(mode)})
+	}
+	if state := j.overall(); state != j.state {
+		j.state = state
+		j.event(Event{At: j.now, Type: EventStateChanged, Message: "The state is " + string(state) + "."})
+	}
+}
+
+func sentence(p Problem) string {
+	if p.Detail == "" {
+		return p.Summary
+	}
+	return strings.TrimSuffix(p.Summary, ".") + ": " + p.Detail
+}
+
+func modeSentence(m IdentityMode) string {
+	const next = "At its next start Istio's agent will "
+	switch m {
+	case ModeExternalSDS:
+		return next + "leave the socket to the identity provider."
+	case ModeExternalSDSWithFiles, ModeFileMounted:
+		return next + "refuse to run, unless the mesh gives it client certificates."
+	case ModeIstiodCA:
+		return next + "take the socket's place with certificates of istiod's CA."
+	default:
+		return "What Istio's agent will do at its next start is not known."
+	}
+}
+
+// overall is the verdict in one word.
+func (j *judgement) overall() State {
+	state := Healthy
+	for _, p := range j.found {
+		if p.Severity == Critical {
+			return Broken
+		}
+		state = Degraded
+	}
+	if state != Healthy {
+		return state
+	}
+	for _, stage := range []Stage{Issued, Delivered, Loaded} {
+		if len(j.stages[stage].current) == 0 {
+			return Unknown
+		}
+	}
+	if j.files == nil || j.files.Err != "" {
+		return Unknown
+	}
+	return Healthy
+}
+
+func (j *judgement) verdict() Verdict {
+	v := Verdict{
+		At: j.now, State: j.state, IdentityMode: j.mode,
+		Problems:          []Problem{},
+		VerifiedRotations: j.verified, HollowUpdates: j.hollow, RejectedUpdates: j.rejected,
+		BundleNotAfter: make(map[Stage]time.Time),
+		Events:         slices.Clone(j.events),
+		Recheck:        j.recheck,
+	}
+	for _, d := range catalogue {
+		if p, ok := j.found[d.Name]; ok {
+			v.Problems = append(v.Problems, p)
+		}
+	}
+	slices.SortStableFunc(v.Problems, func(a, b Problem) int {
+		return cmp.Compare(rank(a.Severity), rank(b.Severity))
+	})
+	interval, source := j.interval(j.stages[Issued].worst())
+	v.IntervalSeconds, v.IntervalSource = interval.Seconds(), source
+	for _, s := range Stages() {
+		v.Stages = append(v.Stages, j.stageView(s))
+	}
+	v.Sources = j.sourceViews()
+	if t := j.issuedBundle.NotAfter(); !t.IsZero() {
+		v.BundleNotAfter[Issued] = t
+	}
+	if e := &j.envoy; e.secrets != nil {
+		for _, b := range e.secrets.Bundle {
+			for _, td := range b.Bundles {
+				t, known := v.BundleNotAfter[Delivered]
+				if n := td.NotAfter(); !n.IsZero() && (!known || n.Before(t)) {
+					v.BundleNotAfter[Delivered] = n
+				}
+			}
+		}
+	}
+	v.Files = j.filesView()
+	v.Envoy = j.envoyView()
+	v.Summary = summary(v)
+	return v
+}
+
+func rank(s Severity) int {
+	if s == Critical {
+		return 0
+	}
+	return 1
+}
+
+func summary(v Verdict) string {
+	if len(v.Problems) > 0 {
+		text := v.Problems[0].Summary
+		if n := len(v.Problems) - 1; n > 0 {
+			text += fmt.Sprintf(" (%d more)", n)
+		}
+		return text
+	}
+	if v.State == Unknown {
+		var missing []string
+		for _, s := range v.Stages {
+			if s.Certificate == nil && s.Stage != Served {
+				missing = append(missing, string(s.Stage))
+			}
+		}
+		if len(missing) == 0 {
+			return "Not everything could be seen yet."
+		}
+		return "No certificate was seen yet at: " + strings.Join(missing, ", ") + "."
+	}
+	return fmt.Sprintf("Rotation works: %d verified so far.", v.VerifiedRotations)
+}
+
+func view(c Certificate) *CertificateView {
+	return &CertificateView{
+		SPIFFEID: c.SPIFFEID, Serial: c.Serial, Issuer: c.Issuer,
+		NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(), SHA256: c.SHA256.String(),
+	}
+}
+
+func (j *judgement) stageView(s Stage) StageView {
+	record := j.stages[s]
+	v := StageView{Stage: s, Leaves: len(record.current), Rotations: record.rotations}
+	if !record.seenAt.IsZero() {
+		v.SeenAt = &record.seenAt
+	}
+	if leaf := record.worst(); leaf != nil {
+		v.Certificate = view(leaf.Certificate)
+		if v.Certificate.Issuer == "" { // /certs does not tell it, the dump does
+			if same := j.stages[Delivered].find(leaf.Certificate); same != nil {
+				v.Certificate.Issuer, v.Certificate.SHA256 = same.Issuer, same.SHA256.String()
+			}
+		}
+		firstSeen := leaf.firstSeen
+		age, remaining := j.age(leaf, j.now).Seconds(), leaf.NotAfter.Sub(j.now.Round(0)).Seconds()
+		v.FirstSeen, v.AgeSeconds, v.RemainingSeconds = &firstSeen, &age, &remaining
+	}
+	if v.SeenAt != nil {
+		seenAt := *v.SeenAt
+		v.SeenAt = &seenAt
+	}
+	return v
+}
+
+func (j *judgement) sourceViews() []SourceView {
+	good := func(source Source, up bool, detail string, at time.Time) SourceView {
+		s := SourceView{Source: source, Up: up, Detail: detail}
+		if !at.IsZero() {
+			s.LastSuccess = &at
+		}
+		return s
+	}
+	filesUp, filesErr := j.files != nil, ""
+	if j.files != nil {
+		filesUp, filesErr = j.files.Err == "", j.files.Err
+	}
+	return []SourceView{
+		good(SourceCredentialFiles, filesUp, filesErr, j.filesGood),
+		good(SourceWorkloadAPI, j.api.State == WorkloadAPIServing, j.api.problem(), j.api.lastGood),
+		good(SourceEnvoyAdmin, j.envoy.seen && j.envoy.err == "", j.envoy.err, j.envoy.lastGood),
+	}
+}
+
+func (j *judgement) filesView() FilesView {
+	v := FilesView{Present: make(map[CredentialFile]bool)}
+	if j.files == nil {
+		return v
+	}
+	v.DirExists, v.Polling, v.PollingReason = j.files.DirExists, j.files.Polling, j.files.PollingReason
+	for _, name := range CredentialFileNames() {
+		v.Present[name] = j.files.Present[name]
+	}
+	if j.files.Leaf != nil {
+		v.Leaf = view(*j.files.Leaf)
+	}
+	return v
+}
+
+func (j *judgement) envoyView() EnvoyView {
+	e := &j.envoy
+	v := EnvoyView{Version: e.version, State: e.state, AdminSeconds: e.spent.Seconds(), StatsVisible: e.stats != nil}
+	if !e.started.IsZero() {
+		started := e.started.UTC()
+		v.Started = &started
+	}
+	if e.cluster != nil && e.cluster.Found {
+		n := e.cluster.ActiveRequests
+		v.SDSStreams = &n
+	}
+	if e.secrets != nil {
+		for _, s := range e.secrets.Identity {
+			v.IdentityUpdated = earliest(v.IdentityUpdated, s.LastUpdated)
+		}
+		for _, s := range e.secrets.Bundle {
+			v.BundleUpdated = earliest(v.BundleUpdated, s.LastUpdated)
+		}
+	}
+	return v
+}
+
+// earliest is the earlier of two times, of which either may be missing.
+func earliest(a *time.Time, b time.Time) *time.Time {
+	if b.IsZero() || a != nil && a.Before(b) {
+		return a
+	}
+	return &b
+}

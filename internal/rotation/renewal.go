@@ -1,0 +1,87 @@
+package rotation
+
+import (
+	"slices"
+	"time"
+)
+
+// renewal learns from the Workload API stream how often the issuer renews,
+// and by how much it back-dates.
+type renewal struct {
+	stream   int
+	previous Certificate
+	life     time.Duration // of the latest leaf, from its receipt
+	// gaps are the latest distances between two leaves of one stream, leads
+	// the latest distances from not-before to receipt.
+	gaps, leads []time.Duration
+}
+
+// gapsKept is how many distances are remembered; the longest of them is the
+// interval. Renewals out of turn (a CA rotation) make short ones, which must
+// not make later renewals look overdue.
+const gapsKept = 4
+
+// leadsKept is how many leads are remembered; the shortest counts, since a
+// leaf of an issuer that shares its SVIDs (SPIRE) may be old when received.
+const leadsKept = 8
+
+// learn takes a leaf that is new on the stream. The distance is taken between
+// the two not-befores: a stream that was joined halfway through a leaf's life
+// then still shows the whole distance. It only counts within one stream, as
+// each new stream makes tbot issue anew.
+func (r *renewal) learn(i Issuance) {
+	if gap := i.Leaf.NotBefore.Sub(r.previous.NotBefore); r.stream == i.Stream && !r.previous.NotBefore.IsZero() && gap > 0 {
+		r.gaps = keep(r.gaps, gap, gapsKept)
+	}
+	r.stream, r.previous = i.Stream, i.Leaf
+	r.life = i.Leaf.NotAfter.Sub(i.At.Round(0))
+	r.leads = keep(r.leads, i.At.Round(0).Sub(i.Leaf.NotBefore), leadsKept)
+}
+
+func keep(list []time.Duration, d time.Duration, n int) []time.Duration {
+	list = append(list, d)
+	return slices.Clone(list[max(0, len(list)-n):])
+}
+
+// learned is the renewal interval, if two leaves of one stream were seen.
+// While only few were, it is taken to be at least a quarter of the lifetime.
+func (r *renewal) learned() (time.Duration, bool) {
+	if len(r.gaps) == 0 {
+		return 0, false
+	}
+	interval := slices.Max(r.gaps)
+	if len(r.gaps) < gapsKept {
+		interval = max(interval, r.life/4)
+	}
+	return interval, true
+}
+
+// lead is by how much the issuer back-dates, if a leaf was seen.
+func (r *renewal) lead() (time.Duration, bool) {
+	if len(r.leads) == 0 {
+		return 0, false
+	}
+	return slices.Min(r.leads), true
+}
+
+// forgetClock drops what a step of the wall clock has made wrong.
+func (r *renewal) forgetClock() {
+	r.leads = nil
+	r.previous = Certificate{}
+}
+
+// interval is the renewal interval that a leaf is judged by. Until it is
+// learned it is assumed to be half of the life that the leaf had left when
+// first seen: no known issuer renews later than at half life.
+func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
+	if l.cfg.Interval > 0 {
+		return l.cfg.Interval, IntervalConfigured
+	}
+	if learned, ok := l.renewal.learned(); ok {
+		return learned, IntervalLearned
+	}
+	if leaf == nil {
+		return 0, ""
+	}
+	return max(0, leaf.NotAfter.Sub(leaf.firstSeen.Round(0))/2), IntervalAssumed
+}
