@@ -394,7 +394,7 @@ func (j *judgement) provenance() {
 
 func (j *judgement) differs(name ProblemName, leaf *seenLeaf) bool {
 	lasts := j.holds(name)
-	return lasts || !j.issuedAt.Before(leaf.firstSeen) && !leaf.initial
+	return lasts || !j.issuedAt.Before(leaf.firstSeen)
 }
 
 // verify asks Config.Verify, once for each pair of leaf and bundle.
@@ -637,6 +637,9 @@ func (j *judgement) filesView() FilesView {
 		return v
 	}
 	v.DirExists, v.Polling, v.PollingReason = j.files.DirExists, j.files.Polling, j.files.PollingReason
+	if j.files.Err != "" {
+		return v // what cannot be seen is not absent
+	}
 	for _, name := range CredentialFileNames() {
 		v.Present[name] = j.files.Present[name]
 	}

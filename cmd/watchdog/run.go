@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+
+	"svid-watchdog/internal/watchdog"
+)
+
+// Exit codes of the contract.
+const (
+	exitOK       = 0
+	exitFailure  = 1
+	exitBadUsage = 64 // EX_USAGE of sysexits.h
+)
+
+// gcPercent trades a little CPU for a heap that stays near what is live: at
+// rest the watchdog allocates little, and memory is what a sidecar is asked
+// about. GOGC in the environment wins.
+const gcPercent = 50
+
+const usage = `svid-watchdog tells whether certificate rotation really works.
+
+Usage:
+  watchdog [run] [flags]   watch, judge, and serve metrics (the default)
+  watchdog version         print the version
+  watchdog help            print this help
+
+`
+
+// run is the program without its process: it returns the exit code.
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	command := "run"
+	if len(args) > 0 && args[0] != "" && args[0][0] != '-' {
+		command, args = args[0], args[1:]
+	}
+	switch command {
+	case "run":
+		return runWatchdog(ctx, args, environ, stdout, stderr)
+	case "version":
+		b := build()
+		fmt.Fprintf(stdout, "svid-watchdog %s (revision %s, %s)\n", b.Version, b.Revision, b.GoVersion)
+		return exitOK
+	case "help":
+		return runWatchdog(ctx, []string{"--help"}, environ, stdout, stderr)
+	default:
+		fmt.Fprintf(stderr, "watchdog: unknown command %q; the commands are run, version and help\n", command)
+		return exitBadUsage
+	}
+}
+
+func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	options, err := parseFlags(args, environ)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		printFlags(stdout)
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "watchdog: %v; see watchdog --help\n", err)
+		return exitBadUsage
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	log := slog.New(options.handler(stderr))
+	options.watchdog.Build = build()
+	w, err := watchdog.New(options.watchdog, log)
+	if err != nil {
+		fmt.Fprintf(stderr, "watchdog: %v\n", err)
+		return exitBadUsage
+	}
+	log.Info("watching", "version", options.watchdog.Build.Version, "listen_address", w.Address(),
+		"workload_api", options.watchdog.WorkloadAPIAddress, "envoy_admin", options.watchdog.EnvoyAdminAddress,
+		"credentials_dir", options.watchdog.CredentialsDir)
+	if err := w.Run(ctx); err != nil {
+		log.Error("watchdog failed", "error", err)
+		return exitFailure
+	}
+	log.Info("ended")
+	return exitOK
+}

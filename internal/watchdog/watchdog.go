@@ -1,0 +1,274 @@
+// Package watchdog assembles the sources, the ledger and the reports into the
+// running watchdog. Data flows one way: the sources record evidence in the
+// ledger, a judge turns it into a verdict, and the reports ask for verdicts.
+//
+// The HTTP server listens from New on and is the first to run, since the
+// metrics must answer above all when nothing else does.
+package watchdog
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"svid-watchdog/internal/certificate"
+	"svid-watchdog/internal/envoy"
+	"svid-watchdog/internal/fswatch"
+	"svid-watchdog/internal/metrics"
+	"svid-watchdog/internal/rotation"
+	"svid-watchdog/internal/svid"
+	"svid-watchdog/internal/web"
+)
+
+// Config is the configuration of the running watchdog. The flags of the
+// contract map one to one.
+type Config struct {
+	CredentialsDir     string
+	WorkloadAPIAddress string
+
+	EnvoyAdminAddress string
+	PollInterval      time.Duration
+	// BudgetPercent is the share of Envoy's time that may be spent on us.
+	BudgetPercent                            float64
+	SDSCluster, IdentitySecret, BundleSecret string
+
+	// RotationInterval is 0 to learn it, ExpiryMargin 0 for a sixth of the
+	// certificate's lifetime.
+	RotationInterval, Grace, ExpiryMargin time.Duration
+
+	WebListenAddress  string
+	WebConfigFile     string
+	WebRuntimeMetrics bool
+
+	Build metrics.Build
+}
+
+// DefaultConfig is the contract's defaults.
+func DefaultConfig() Config {
+	return Config{
+		CredentialsDir:     "/var/run/secrets/workload-spiffe-credentials",
+		WorkloadAPIAddress: "unix:///var/run/secrets/workload-spiffe-uds/socket",
+		EnvoyAdminAddress:  "http://127.0.0.1:15000",
+		PollInterval:       15 * time.Second,
+		BudgetPercent:      0.5,
+		SDSCluster:         "sds-grpc",
+		IdentitySecret:     "default",
+		BundleSecret:       "ROOTCA",
+		Grace:              90 * time.Second,
+		WebListenAddress:   ":9816",
+	}
+}
+
+// validate says in one sentence what is wrong with the configuration.
+func (c Config) validate() error {
+	switch {
+	case c.CredentialsDir == "":
+		return fmt.Errorf("the credentials directory must not be empty")
+	case c.PollInterval < 100*time.Millisecond:
+		return fmt.Errorf("the poll interval %s is shorter than 100ms", c.PollInterval)
+	case c.BudgetPercent <= 0 || c.BudgetPercent > 100:
+		return fmt.Errorf("the budget %g is not a percentage between 0 and 100", c.BudgetPercent)
+	case c.Grace < 0 || c.RotationInterval < 0 || c.ExpiryMargin < 0:
+		return fmt.Errorf("the grace, the rotation interval and the expiry margin must not be negative")
+	case c.SDSCluster == "" || c.IdentitySecret == "" || c.BundleSecret == "":
+		return fmt.Errorf("the names of the SDS cluster and the secrets must not be empty")
+	case c.IdentitySecret == c.BundleSecret:
+		return fmt.Errorf("the identity secret and the bundle secret cannot both be named %q", c.IdentitySecret)
+	}
+	return nil
+}
+
+// Watchdog is a watchdog that listens, and works while Run runs.
+type Watchdog struct {
+	cfg Config
+	log *slog.Logger
+
+	mu     sync.Mutex
+	ledger *rotation.Ledger
+	logged uint64 // the last event that was logged
+	judged bool
+
+	// wake tells the judge that there is new evidence.
+	wake chan struct{}
+
+	files *fswatch.Watcher
+	svid  *svid.Client
+	envoy *envoy.Client
+	web   *web.Server
+}
+
+// New checks the configuration and listens. Its errors are those of the
+// user: bad addresses, a bad web configuration, a port that is taken.
+func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	w := &Watchdog{
+		cfg: cfg, log: log,
+		ledger: rotation.NewLedger(rotation.Config{
+			Interval: cfg.RotationInterval,
+			Grace:    cfg.Grace,
+			Margin:   cfg.ExpiryMargin,
+			Verify:   certificate.Verify,
+		}),
+		wake: make(chan struct{}, 1),
+	}
+	w.files = fswatch.New(fswatch.Config{
+		Dir: cfg.CredentialsDir,
+		Log: log.With("source", string(rotation.SourceCredentialFiles)),
+		Observe: func(f rotation.CredentialFiles) {
+			w.record(func(l *rotation.Ledger) { l.RecordFiles(f) })
+		},
+	})
+	var err error
+	w.envoy, err = envoy.New(envoy.Config{
+		Address:        cfg.EnvoyAdminAddress,
+		SDSCluster:     cfg.SDSCluster,
+		IdentitySecret: cfg.IdentitySecret,
+		BundleSecret:   cfg.BundleSecret,
+		PollInterval:   cfg.PollInterval,
+		BudgetPercent:  cfg.BudgetPercent,
+		Log:            log.With("source", string(rotation.SourceEnvoyAdmin)),
+		Observe: func(o rotation.Envoy) {
+			w.record(func(l *rotation.Ledger) { l.RecordEnvoy(o) })
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.svid, err = svid.New(svid.Config{
+		Address: cfg.WorkloadAPIAddress,
+		Log:     log.With("source", string(rotation.SourceWorkloadAPI)),
+		State: func(s rotation.WorkloadAPI) {
+			w.record(func(l *rotation.Ledger) { l.RecordWorkloadAPI(s) })
+		},
+		Issued: func(i rotation.Issuance) {
+			w.record(func(l *rotation.Ledger) { l.RecordIssuance(i) })
+			w.envoy.Nudge()
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.web, err = web.New(web.Config{
+		ListenAddress: cfg.WebListenAddress,
+		ConfigFile:    cfg.WebConfigFile,
+		Verdict:       w.Verdict,
+		Ready:         w.ready,
+		Registry: metrics.NewRegistry(metrics.Config{
+			Verdict:        w.Verdict,
+			Build:          cfg.Build,
+			IdentitySecret: cfg.IdentitySecret,
+			BundleSecret:   cfg.BundleSecret,
+			Runtime:        cfg.WebRuntimeMetrics,
+		}),
+		Version: cfg.Build.Version,
+		Log:     log.With("component", "web"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Address is where the HTTP server listens, as host:port.
+func (w *Watchdog) Address() string { return w.web.Address() }
+
+// Run watches until ctx ends, and then returns nil. A neighbour that fails is
+// evidence; an error is a failure of our own and ends all.
+func (w *Watchdog) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	// The server first: what follows may block, and that must be seen.
+	group.Go(func() error { return w.web.Run(ctx) })
+	group.Go(func() error { return w.judge(ctx) })
+	group.Go(func() error { return w.files.Run(ctx) })
+	group.Go(func() error { return w.svid.Run(ctx) })
+	group.Go(func() error { return w.envoy.Run(ctx) })
+	return group.Wait()
+}
+
+// record takes evidence, and has it judged.
+func (w *Watchdog) record(take func(*rotation.Ledger)) {
+	w.mu.Lock()
+	take(w.ledger)
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default: // the judge is about to look
+	}
+}
+
+// Verdict judges what is known now.
+func (w *Watchdog) Verdict() rotation.Verdict {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.judged = true
+	return w.ledger.Judge(time.Now())
+}
+
+func (w *Watchdog) ready() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.judged
+}
+
+// maxRecheck bounds how long the judge sleeps: the time until a certificate
+// expires is one of the wall clock, which may be set, or go on while a
+// suspended node's monotonic clock stands still.
+const maxRecheck = 15 * time.Second
+
+// judge turns evidence into verdicts, and says what changed: at once when
+// there is new evidence, and when time alone may have changed the verdict.
+func (w *Watchdog) judge(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.wake:
+		case <-timer.C:
+		}
+		verdict := w.Verdict()
+		w.logEvents(ctx, verdict)
+		wait := maxRecheck
+		if !verdict.Recheck.IsZero() {
+			wait = min(wait, max(0, time.Until(verdict.Recheck))+time.Millisecond)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// logEvents writes one line for each transition.
+func (w *Watchdog) logEvents(ctx context.Context, v rotation.Verdict) {
+	for _, e := range v.Events {
+		if e.Seq <= w.logged {
+			continue
+		}
+		w.logged = e.Seq
+		level := slog.LevelInfo
+		attrs := []slog.Attr{slog.String("message", e.Message)}
+		if e.Stage != "" {
+			attrs = append(attrs, slog.String("stage", string(e.Stage)))
+		}
+		if e.Source != "" {
+			attrs = append(attrs, slog.String("source", string(e.Source)))
+		}
+		if e.Problem != "" {
+			attrs = append(attrs, slog.String("problem", string(e.Problem)))
+			if p, holds := v.Find(e.Problem); holds {
+				level = slog.LevelWarn
+				attrs = append(attrs, slog.String("severity", string(p.Severity)))
+				if p.Reason != rotation.ReasonNone {
+					attrs = append(attrs, slog.String("reason", string(p.Reason)))
+				}
+				attrs = append(attrs, slog.String("advice", p.Advice))
+			}
+		}
+		w.log.LogAttrs(ctx, level, string(e.Type), attrs...)
+	}
+}
