@@ -95,11 +95,12 @@ func parseFlags(args, environ []string) (*options, error) {
 	if socket := env[spiffeEndpointSocket]; socket != "" {
 		o.watchdog.WorkloadAPIAddress = socket
 	}
+	// Other variables with the prefix are no error: Kubernetes makes some for
+	// a Service that is named svid-watchdog.
 	var bad error
 	f.VisitAll(func(fl *flag.Flag) {
 		name := envName(fl.Name)
 		value, ok := env[name]
-		delete(env, name)
 		if !ok || bad != nil {
 			return
 		}
@@ -109,11 +110,6 @@ func parseFlags(args, environ []string) (*options, error) {
 	})
 	if bad != nil {
 		return nil, bad
-	}
-	for name := range env {
-		if strings.HasPrefix(name, envPrefix) {
-			return nil, fmt.Errorf("the environment variable %s belongs to no flag", name)
-		}
 	}
 	if err := f.Parse(args); err != nil {
 		return nil, err

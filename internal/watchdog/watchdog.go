@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -84,16 +83,7 @@ func (c Config) validate() error {
 
 // Watchdog is a watchdog that listens, and works while Run runs.
 type Watchdog struct {
-	cfg Config
-	log *slog.Logger
-
-	mu     sync.Mutex
-	ledger *rotation.Ledger
-	logged uint64 // the last event that was logged
-	judged bool
-
-	// wake tells the judge that there is new evidence.
-	wake chan struct{}
+	*monitor
 
 	files *fswatch.Watcher
 	svid  *svid.Client
@@ -107,16 +97,12 @@ func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	w := &Watchdog{
-		cfg: cfg, log: log,
-		ledger: rotation.NewLedger(rotation.Config{
-			Interval: cfg.RotationInterval,
-			Grace:    cfg.Grace,
-			Margin:   cfg.ExpiryMargin,
-			Verify:   certificate.Verify,
-		}),
-		wake: make(chan struct{}, 1),
-	}
+	w := &Watchdog{monitor: newMonitor(rotation.Config{
+		Interval: cfg.RotationInterval,
+		Grace:    cfg.Grace,
+		Margin:   cfg.ExpiryMargin,
+		Verify:   certificate.Verify,
+	}, log)}
 	w.files = fswatch.New(fswatch.Config{
 		Dir: cfg.CredentialsDir,
 		Log: log.With("source", string(rotation.SourceCredentialFiles)),
@@ -189,86 +175,4 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	group.Go(func() error { return w.svid.Run(ctx) })
 	group.Go(func() error { return w.envoy.Run(ctx) })
 	return group.Wait()
-}
-
-// record takes evidence, and has it judged.
-func (w *Watchdog) record(take func(*rotation.Ledger)) {
-	w.mu.Lock()
-	take(w.ledger)
-	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default: // the judge is about to look
-	}
-}
-
-// Verdict judges what is known now.
-func (w *Watchdog) Verdict() rotation.Verdict {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.judged = true
-	return w.ledger.Judge(time.Now())
-}
-
-func (w *Watchdog) ready() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.judged
-}
-
-// maxRecheck bounds how long the judge sleeps: the time until a certificate
-// expires is one of the wall clock, which may be set, or go on while a
-// suspended node's monotonic clock stands still.
-const maxRecheck = 15 * time.Second
-
-// judge turns evidence into verdicts, and says what changed: at once when
-// there is new evidence, and when time alone may have changed the verdict.
-func (w *Watchdog) judge(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-w.wake:
-		case <-timer.C:
-		}
-		verdict := w.Verdict()
-		w.logEvents(ctx, verdict)
-		wait := maxRecheck
-		if !verdict.Recheck.IsZero() {
-			wait = min(wait, max(0, time.Until(verdict.Recheck))+time.Millisecond)
-		}
-		timer.Reset(wait)
-	}
-}
-
-// logEvents writes one line for each transition.
-func (w *Watchdog) logEvents(ctx context.Context, v rotation.Verdict) {
-	for _, e := range v.Events {
-		if e.Seq <= w.logged {
-			continue
-		}
-		w.logged = e.Seq
-		level := slog.LevelInfo
-		attrs := []slog.Attr{slog.String("message", e.Message)}
-		if e.Stage != "" {
-			attrs = append(attrs, slog.String("stage", string(e.Stage)))
-		}
-		if e.Source != "" {
-			attrs = append(attrs, slog.String("source", string(e.Source)))
-		}
-		if e.Problem != "" {
-			attrs = append(attrs, slog.String("problem", string(e.Problem)))
-			if p, holds := v.Find(e.Problem); holds {
-				level = slog.LevelWarn
-				attrs = append(attrs, slog.String("severity", string(p.Severity)))
-				if p.Reason != rotation.ReasonNone {
-					attrs = append(attrs, slog.String("reason", string(p.Reason)))
-				}
-				attrs = append(attrs, slog.String("advice", p.Advice))
-			}
-		}
-		w.log.LogAttrs(ctx, level, string(e.Type), attrs...)
-	}
 }
