@@ -43,15 +43,20 @@ func (l *life) newLedger() {
 	l.ledger = rotation.NewLedger(rotation.Config{Grace: grace, Verify: podsim.Verify})
 }
 
-// run plays d and returns the last verdict. Each second the pod moves on and
-// the verdict is taken; each poll Envoy is looked at.
+// run plays d and returns the last verdict. Each second the pod moves on; each
+// poll Envoy is looked at. The verdict is taken at each poll, and each second
+// for the first minutes, in which faults are named.
 func (l *life) run(d time.Duration) rotation.Verdict {
 	l.t.Helper()
 	var v rotation.Verdict
-	for end := l.now.Add(d); l.now.Before(end); l.now = l.now.Add(time.Second) {
+	begin, end := l.now, l.now.Add(d)
+	for ; l.now.Before(end); l.now = l.now.Add(time.Second) {
 		l.pod.Advance(l.now)
 		if i := l.pod.Issuance(); i != nil {
 			l.ledger.RecordIssuance(*i)
+		}
+		if l.now.Sub(begin) > 4*time.Minute && l.now.Sub(l.start)%poll != 0 && l.now.Add(time.Second).Before(end) {
+			continue
 		}
 		l.ledger.RecordWorkloadAPI(l.pod.WorkloadAPI(l.now))
 		l.ledger.RecordFiles(l.pod.CredentialFiles(l.now))
@@ -91,6 +96,7 @@ func everyPod(t *testing.T, f func(*testing.T, podsim.Config)) {
 				name := string(issuer) + map[bool]string{false: "/envoy1.36", true: "/envoy1.37"}[modern] +
 					map[bool]string{false: "/hidden", true: "/stats"}[stats]
 				t.Run(name, func(t *testing.T) {
+					t.Parallel()
 					f(t, podsim.Config{Issuer: issuer, Modern: modern, Stats: stats, TTL: ttl})
 				})
 			}
