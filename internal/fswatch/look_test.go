@@ -1,0 +1,366 @@
+package fswatch
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"svid-watchdog/internal/rotation"
+)
+
+func TestLook(t *testing.T) {
+	for name, test := range map[string]struct {
+		make    func(t *testing.T, dir string)
+		exists  bool
+		present string
+		err     string // a part of Err; Err must be empty if this is
+		leafErr string
+		serial  string
+	}{
+		"no directory": {
+			make: func(t *testing.T, dir string) { remove(t, dir) },
+		},
+		"below a file": {
+			make: func(t *testing.T, dir string) {
+				remove(t, filepath.Dir(dir))
+				write(t, nil, filepath.Dir(dir))
+			},
+		},
+		"a file in its place": {
+			make: func(t *testing.T, dir string) { remove(t, dir); write(t, nil, dir) },
+			err:  "is not a directory.",
+		},
+		"empty": {
+			make:   func(t *testing.T, dir string) {},
+			exists: true,
+		},
+		"other files": {
+			make:   func(t *testing.T, dir string) { write(t, nil, dir, "tls.crt"); write(t, nil, dir, "key.pem.tmp") },
+			exists: true,
+		},
+		"the chain alone": {
+			make:    func(t *testing.T, dir string) { write(t, chainPEM(t, 0xabc), dir, "cert-chain.pem") },
+			exists:  true,
+			present: "c",
+			serial:  "abc",
+		},
+		"the key alone": {
+			make:    func(t *testing.T, dir string) { write(t, nil, dir, "key.pem") },
+			exists:  true,
+			present: "k",
+		},
+		"all three": {
+			make: func(t *testing.T, dir string) {
+				write(t, chainPEM(t, 0xabc), dir, "cert-chain.pem")
+				write(t, nil, dir, "key.pem")
+				write(t, nil, dir, "root-cert.pem")
+			},
+			exists:  true,
+			present: "ckr",
+			serial:  "abc",
+		},
+		"directories count": {
+			make: func(t *testing.T, dir string) {
+				mkdir(t, dir, "cert-chain.pem")
+				mkdir(t, dir, "key.pem")
+				mkdir(t, dir, "root-cert.pem")
+			},
+			exists:  true,
+			present: "ckr",
+			leafErr: "not a regular file",
+		},
+		"symbolic links are followed": {
+			make: func(t *testing.T, dir string) {
+				write(t, chainPEM(t, 0xabc), dir, "elsewhere")
+				symlink(t, "elsewhere", filepath.Join(dir, "cert-chain.pem"))
+				symlink(t, "nowhere", filepath.Join(dir, "key.pem"))
+				symlink(t, "root-cert.pem", filepath.Join(dir, "root-cert.pem"))
+			},
+			exists:  true,
+			present: "c",
+			serial:  "abc",
+		},
+		"no certificate": {
+			make:    func(t *testing.T, dir string) { write(t, []byte("hello"), dir, "cert-chain.pem") },
+			exists:  true,
+			present: "c",
+			leafErr: "no certificate",
+		},
+		"an empty chain": {
+			make:    func(t *testing.T, dir string) { write(t, nil, dir, "cert-chain.pem") },
+			exists:  true,
+			present: "c",
+			leafErr: "no certificate",
+		},
+		"a broken certificate": {
+			make: func(t *testing.T, dir string) {
+				write(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1, 2}}), dir, "cert-chain.pem")
+			},
+			exists:  true,
+			present: "c",
+			leafErr: "parse certificate",
+		},
+		"the largest chain": {
+			make: func(t *testing.T, dir string) {
+				chain := chainPEM(t, 0xabc)
+				write(t, append(chain, bytes.Repeat([]byte("\n"), maxChainFile-len(chain))...), dir, "cert-chain.pem")
+			},
+			exists:  true,
+			present: "c",
+			serial:  "abc",
+		},
+		"too large a chain": {
+			make: func(t *testing.T, dir string) {
+				chain := chainPEM(t, 0xabc)
+				write(t, append(chain, bytes.Repeat([]byte("\n"), maxChainFile-len(chain)+1)...), dir, "cert-chain.pem")
+			},
+			exists:  true,
+			present: "c",
+			leafErr: "1048577 bytes",
+		},
+		"a key in the chain's file": {
+			make: func(t *testing.T, dir string) {
+				key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("secret")})
+				write(t, append(key, chainPEM(t, 0xabc)...), dir, "cert-chain.pem")
+			},
+			exists:  true,
+			present: "c",
+			serial:  "abc",
+		},
+		"a FIFO": {
+			make: func(t *testing.T, dir string) {
+				if err := unix.Mkfifo(filepath.Join(dir, "cert-chain.pem"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			},
+			exists:  true,
+			present: "c",
+			leafErr: "not a regular file",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := mkdir(t, t.TempDir(), "parent", "creds")
+			test.make(t, dir)
+			now := time.Unix(1, 0)
+			got := Look(dir, now)
+			if !got.At.Equal(now) {
+				t.Errorf("At = %v, want the time that was told", got.At)
+			}
+			if got.DirExists != test.exists {
+				t.Errorf("DirExists = %v, want %v", got.DirExists, test.exists)
+			}
+			if p := present(got); p != test.present {
+				t.Errorf("present = %q, want %q", p, test.present)
+			}
+			if len(got.Present) != 3 {
+				t.Errorf("Present = %v, want an entry for each file", got.Present)
+			}
+			if s := serial(got); s != test.serial {
+				t.Errorf("serial = %q, want %q", s, test.serial)
+			}
+			wantText(t, "Err", got.Err, test.err)
+			wantText(t, "LeafErr", got.LeafErr, test.leafErr)
+		})
+	}
+}
+
+func wantText(t *testing.T, what, got, part string) {
+	t.Helper()
+	if part == "" && got != "" || !strings.Contains(got, part) {
+		t.Errorf("%s = %q, want %q in it", what, got, part)
+	}
+	if got != "" && !strings.HasSuffix(got, ".") {
+		t.Errorf("%s = %q is no sentence", what, got)
+	}
+}
+
+// A FIFO may take the place of the file between the stat and the open.
+func TestOpenDoesNotWaitForAWriter(t *testing.T) {
+	dir := t.TempDir()
+	write(t, nil, dir, "regular")
+	info, err := os.Stat(filepath.Join(dir, "regular"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := readLeaf(fifo, info)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "regular file") {
+			t.Errorf("error %v, want that it is not a regular file", err)
+		}
+	case <-time.After(10 * time.Second):
+		// Let the goroutine go, or goleak reports it instead of this.
+		w, err := os.OpenFile(fifo, os.O_RDWR, 0)
+		if err == nil {
+			defer w.Close()
+		}
+		t.Fatal("the open waits for a writer")
+	}
+}
+
+// All three files are watched for being opened; only the chain may be.
+func TestTheKeyIsNeverOpened(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs inotify")
+	}
+	dir := t.TempDir()
+	for _, name := range rotation.CredentialFileNames() {
+		write(t, chainPEM(t, 1), dir, string(name))
+	}
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Skipf("no inotify: %v", err)
+	}
+	defer unix.Close(fd)
+	names := map[int32]rotation.CredentialFile{}
+	for _, name := range rotation.CredentialFileNames() {
+		wd, err := unix.InotifyAddWatch(fd, filepath.Join(dir, string(name)), unix.IN_OPEN)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[int32(wd)] = name
+	}
+
+	if got := Look(dir, time.Now()); got.Count() != 3 || got.Leaf == nil {
+		t.Fatalf("look: %+v", got)
+	}
+
+	opened := map[rotation.CredentialFile]int{}
+	buf := make([]byte, 4096)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		t.Fatalf("read events: %v, want at least the opened chain", err)
+	}
+	for at := 0; at < n; at += unix.SizeofInotifyEvent {
+		// The events of a watched file carry no name.
+		wd := int32(buf[at]) | int32(buf[at+1])<<8 | int32(buf[at+2])<<16 | int32(buf[at+3])<<24
+		opened[names[wd]]++
+	}
+	if len(opened) != 1 || opened[rotation.CertChainFile] != 1 {
+		t.Errorf("opened %v, want %s only", opened, rotation.CertChainFile)
+	}
+}
+
+// As a user without rights: nothing is known, and that is not "no file".
+func TestLookWithoutRights(t *testing.T) {
+	dir := mkdir(t, t.TempDir(), "parent", "creds")
+	write(t, chainPEM(t, 1), dir, "cert-chain.pem")
+	write(t, nil, dir, "key.pem")
+	asNobody := func(look func() rotation.CredentialFiles) rotation.CredentialFiles {
+		if os.Getuid() != 0 {
+			return look()
+		}
+		done := make(chan rotation.CredentialFiles)
+		go func() {
+			// The file system's view of a user is a matter of the thread,
+			// which ends with the goroutine that locked it.
+			runtime.LockOSThread()
+			if err := dropFileRights(); err != nil {
+				t.Error(err)
+			}
+			done <- look()
+		}()
+		return <-done
+	}
+	// The temporary directory is root's alone.
+	for d := dir; d != filepath.Dir(os.TempDir()) && d != "/"; d = filepath.Dir(d) {
+		if os.Getuid() == 0 && d != os.TempDir() {
+			if err := os.Chmod(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	if err := os.Chmod(filepath.Join(dir, "cert-chain.pem"), 0); err != nil {
+		t.Fatal(err)
+	}
+	got := asNobody(func() rotation.CredentialFiles { return Look(dir, time.Now()) })
+	if got.Err != "" || present(got) != "ck" || !strings.Contains(got.LeafErr, "permission denied") {
+		t.Errorf("unreadable chain: %+v", got)
+	}
+
+	chmod(t, dir, 0) // The directory can be seen, but not what is in it.
+	got = asNobody(func() rotation.CredentialFiles { return Look(dir, time.Now()) })
+	if !got.DirExists || !strings.Contains(got.Err, "permission denied") || present(got) != "" {
+		t.Errorf("closed directory: %+v", got)
+	}
+
+	chmod(t, filepath.Dir(dir), 0)
+	got = asNobody(func() rotation.CredentialFiles { return Look(dir, time.Now()) })
+	if got.DirExists || !strings.Contains(got.Err, "permission denied") {
+		t.Errorf("closed parent: %+v", got)
+	}
+}
+
+func chmod(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Chmod(path, 0o700) })
+}
+
+// FuzzLook feeds the file that others write.
+func FuzzLook(f *testing.F) {
+	f.Add([]byte(nil))
+	f.Add([]byte("hello"))
+	good := chainPEM(f, 0x1234)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add(append(bytes.Clone(good), good...))
+	block, _ := pem.Decode(good)
+	f.Add(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: append(bytes.Clone(block.Bytes), block.Bytes...)}))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		write(t, data, dir, "cert-chain.pem")
+		got := Look(dir, time.Now())
+		if !got.Present[rotation.CertChainFile] || got.Err != "" {
+			t.Fatalf("the file is there: %+v", got)
+		}
+		if (got.Leaf == nil) == (got.LeafErr == "") {
+			t.Fatalf("leaf %v and error %q: want exactly one", got.Leaf, got.LeafErr)
+		}
+		if got.Leaf != nil {
+			if _, err := x509.ParseCertificate(got.Leaf.Chain[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func BenchmarkLook(b *testing.B) {
+	dir := b.TempDir()
+	for _, name := range rotation.CredentialFileNames() {
+		write(b, chainPEM(b, 1), dir, string(name))
+	}
+	for b.Loop() {
+		Look(dir, time.Time{})
+	}
+}
+
+// dropFileRights makes the thread an ordinary user to the file system.
+func dropFileRights() error {
+	_, _, errno := syscall.RawSyscall(unix.SYS_SETFSUID, 65534, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

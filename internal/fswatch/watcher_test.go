@@ -1,0 +1,599 @@
+package fswatch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"svid-watchdog/internal/rotation"
+)
+
+// watching runs a watcher on a real inotify. The re-scan is an hour away, so
+// that what is seen was seen by an event.
+type watching struct {
+	t    *testing.T
+	seen chan rotation.CredentialFiles
+}
+
+func watch(t *testing.T, dir string) *watching {
+	t.Helper()
+	w := &watching{t: t, seen: make(chan rotation.CredentialFiles, 10_000)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	watcher := New(Config{
+		Dir:     dir,
+		Rescan:  time.Hour,
+		Observe: func(f rotation.CredentialFiles) { w.seen <- f },
+	})
+	go func() { done <- watcher.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v, want nil", err)
+		}
+	})
+	if first := w.next(); first.Polling {
+		t.Skipf("no inotify to be had here: %s", first.PollingReason)
+	}
+	return w
+}
+
+// next returns the next look.
+func (w *watching) next() rotation.CredentialFiles {
+	w.t.Helper()
+	select {
+	case f := <-w.seen:
+		return f
+	case <-time.After(20 * time.Second):
+		w.t.Fatal("nothing was seen for 20 s")
+		panic("unreachable")
+	}
+}
+
+// until returns the first look that satisfies the condition.
+func (w *watching) until(what string, ok func(rotation.CredentialFiles) bool) rotation.CredentialFiles {
+	w.t.Helper()
+	deadline := time.After(20 * time.Second)
+	var last rotation.CredentialFiles
+	for {
+		select {
+		case last = <-w.seen:
+			if ok(last) {
+				return last
+			}
+		case <-deadline:
+			w.t.Fatalf("not seen in 20 s: %s; last look: %+v", what, last)
+		}
+	}
+}
+
+func (w *watching) untilPresent(files string) rotation.CredentialFiles {
+	w.t.Helper()
+	return w.until("present "+files, func(f rotation.CredentialFiles) bool { return f.DirExists && present(f) == files })
+}
+
+func (w *watching) untilSerial(s string) rotation.CredentialFiles {
+	w.t.Helper()
+	return w.until("serial "+s, func(f rotation.CredentialFiles) bool { return serial(f) == s })
+}
+
+func (w *watching) untilGone() {
+	w.t.Helper()
+	w.until("no directory", func(f rotation.CredentialFiles) bool { return !f.DirExists && f.Err == "" })
+}
+
+func TestFilesComeAndGo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	w := watch(t, dir)
+	write(t, chainPEM(t, 0x1), dir, "cert-chain.pem")
+	w.untilPresent("c")
+	write(t, nil, dir, "key.pem")
+	w.untilPresent("ck")
+	write(t, nil, dir, "root-cert.pem")
+	w.untilPresent("ckr")
+	write(t, chainPEM(t, 0x2), dir, "cert-chain.pem")
+	w.untilSerial("2")
+	remove(t, filepath.Join(dir, "key.pem"))
+	w.untilPresent("cr")
+	rename(t, filepath.Join(dir, "cert-chain.pem"), filepath.Join(dir, "away"))
+	w.untilPresent("r")
+}
+
+// A fault of the files must be seen within 100 ms. The bound here is for a
+// machine under load; the usual time is logged.
+func TestAnEventIsSeenSoon(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	w := watch(t, dir)
+	fastest := time.Hour
+	for i := range 5 {
+		began := time.Now()
+		write(t, nil, dir, "key.pem")
+		w.untilPresent("k")
+		fastest = min(fastest, time.Since(began))
+		remove(t, filepath.Join(dir, "key.pem"))
+		w.untilPresent("")
+		_ = i
+	}
+	t.Logf("seen after %v", fastest)
+	if fastest > 100*time.Millisecond {
+		t.Errorf("seen after %v at best, want at most 100 ms", fastest)
+	}
+}
+
+func TestTheDirectoryAppearsLater(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	dir := filepath.Join(root, "a", "b", "creds")
+	w := watch(t, dir)
+	mkdir(t, root, "a")
+	mkdir(t, root, "a", "b")
+	mkdir(t, dir)
+	w.untilPresent("")
+	write(t, nil, dir, "key.pem")
+	w.untilPresent("k")
+	remove(t, filepath.Join(root, "a"))
+	w.untilGone()
+	// All at once: the watch on the root sees only the first of them.
+	mkdir(t, dir)
+	write(t, nil, dir, "root-cert.pem")
+	w.untilPresent("r")
+}
+
+// The same path, another directory; a file system may even give it the inode
+// of the former one.
+func TestTheDirectoryIsDeletedAndMadeAnew(t *testing.T) {
+	t.Parallel()
+	dir := mkdir(t, t.TempDir(), "creds")
+	w := watch(t, dir)
+	for i := range 10 {
+		remove(t, dir)
+		if i%2 == 0 {
+			w.untilGone()
+		}
+		mkdir(t, dir)
+		write(t, nil, dir, "key.pem")
+		w.untilPresent("k")
+		// And the new one is watched.
+		write(t, nil, dir, "root-cert.pem")
+		w.untilPresent("kr")
+	}
+}
+
+func TestTheDirectoryIsMovedAwayAndReplaced(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	dir := mkdir(t, root, "creds")
+	w := watch(t, dir)
+	for i := range 2 {
+		next := mkdir(t, root, fmt.Sprint("next", i))
+		write(t, chainPEM(t, int64(i+1)), next, "cert-chain.pem")
+		rename(t, dir, filepath.Join(root, fmt.Sprint("old", i)))
+		rename(t, next, dir)
+		w.untilSerial(fmt.Sprint(i + 1))
+		write(t, nil, dir, "key.pem")
+		w.untilPresent("ck")
+	}
+}
+
+// Kubernetes writes a volume as links to ..data/FILE and swaps ..data. The
+// first swap is easy; watchers of files miss the second (istio/istio#33293).
+func TestAVolumeIsSwappedTwice(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	swap := func(version int) {
+		t.Helper()
+		name := fmt.Sprint("..version", version)
+		mkdir(t, dir, name)
+		write(t, chainPEM(t, int64(version)), dir, name, "cert-chain.pem")
+		write(t, nil, dir, name, "key.pem")
+		symlink(t, name, filepath.Join(dir, "..data_tmp"))
+		rename(t, filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data"))
+		if version > 1 {
+			remove(t, filepath.Join(dir, fmt.Sprint("..version", version-1)))
+		}
+	}
+	swap(1)
+	symlink(t, "..data/cert-chain.pem", filepath.Join(dir, "cert-chain.pem"))
+	symlink(t, "..data/key.pem", filepath.Join(dir, "key.pem"))
+	w := watch(t, dir)
+	for version := 2; version <= 4; version++ {
+		swap(version)
+		f := w.untilSerial(fmt.Sprint(version))
+		if present(f) != "ck" {
+			t.Errorf("version %d: present %q, want ck", version, present(f))
+		}
+	}
+}
+
+// The directory itself is a link.
+func TestALinkedDirectoryIsSwappedTwice(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	dir := filepath.Join(root, "creds")
+	swap := func(version int) {
+		t.Helper()
+		target := mkdir(t, root, "versions", fmt.Sprint(version))
+		write(t, chainPEM(t, int64(version)), target, "cert-chain.pem")
+		symlink(t, target, filepath.Join(root, "tmp"))
+		rename(t, filepath.Join(root, "tmp"), dir)
+	}
+	swap(1)
+	w := watch(t, dir)
+	for version := 2; version <= 3; version++ {
+		swap(version)
+		w.untilSerial(fmt.Sprint(version))
+		write(t, nil, dir, "key.pem")
+		w.untilPresent("ck")
+	}
+}
+
+// fake is an inotify in the hands of the test.
+type fake struct {
+	mu     sync.Mutex
+	events chan fsnotify.Event
+	errs   chan error
+	added  map[string]int
+	closed bool
+	full   error // what Add answers
+	// onAdd runs before Add, as the world goes on while watches are set.
+	onAdd func(path string)
+}
+
+func newFake() *fake {
+	return &fake{
+		events: make(chan fsnotify.Event),
+		errs:   make(chan error),
+		added:  map[string]int{},
+	}
+}
+
+func (f *fake) Add(path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.onAdd != nil {
+		f.onAdd(path)
+	}
+	if f.full != nil {
+		return f.full
+	}
+	f.added[path]++
+	return nil
+}
+
+func (f *fake) Remove(path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.added[path] == 0 {
+		return fsnotify.ErrNonExistentWatch
+	}
+	delete(f.added, path)
+	return nil
+}
+
+func (f *fake) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	return nil
+}
+
+func (f *fake) Channels() (<-chan fsnotify.Event, <-chan error) { return f.events, f.errs }
+
+func (f *fake) watches() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var names []string
+	for path := range f.added {
+		names = append(names, filepath.Base(path))
+	}
+	return fmt.Sprint(len(names), names)
+}
+
+// bubble runs a watcher under fake time, on real files.
+type bubble struct {
+	dir  string
+	log  bytes.Buffer
+	seen []rotation.CredentialFiles
+	// make is what the watcher is given as inotify.
+	make func() (notifier, error)
+}
+
+func (b *bubble) run(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	b.dir = mkdir(t, t.TempDir(), "creds")
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		w := New(Config{
+			Dir:     b.dir,
+			Log:     slog.New(slog.NewTextHandler(&b.log, nil)),
+			Observe: func(f rotation.CredentialFiles) { b.seen = append(b.seen, f) },
+		})
+		w.newNotifier = func() (notifier, error) { return b.make() }
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		synctest.Wait()
+		test(t)
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v, want nil", err)
+		}
+	})
+}
+
+// after lets time pass and returns the looks that were taken meanwhile.
+func (b *bubble) after(d time.Duration) []rotation.CredentialFiles {
+	from := len(b.seen)
+	time.Sleep(d)
+	synctest.Wait()
+	return b.seen[from:]
+}
+
+func TestTheRescanIsTheTruth(t *testing.T) {
+	n := newFake() // which never tells anything
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		if len(b.seen) != 1 || !b.seen[0].DirExists || b.seen[0].Polling {
+			t.Fatalf("at start: %+v, want one look", b.seen)
+		}
+		write(t, nil, b.dir, "key.pem")
+		if early := b.after(defaultRescan - time.Millisecond); len(early) != 0 {
+			t.Errorf("%d looks before the re-scan", len(early))
+		}
+		looks := b.after(time.Millisecond)
+		if len(looks) != 1 || present(looks[0]) != "k" {
+			t.Errorf("looks at the re-scan: %+v", looks)
+		}
+		if looks := b.after(time.Minute); len(looks) != 12 {
+			t.Errorf("%d looks in a minute, want 12", len(looks))
+		}
+	})
+	if !n.closed {
+		t.Error("the notifier was not closed")
+	}
+}
+
+func TestABurstOfEventsCostsOneLook(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		write(t, nil, b.dir, "key.pem")
+		for range 1000 {
+			n.events <- fsnotify.Event{Name: "of no matter"}
+		}
+		if early := b.after(settle - time.Millisecond); len(early) != 0 {
+			t.Errorf("%d looks before the burst has settled", len(early))
+		}
+		looks := b.after(time.Millisecond)
+		if len(looks) != 1 || present(looks[0]) != "k" {
+			t.Errorf("looks after the burst: %+v, want one", looks)
+		}
+		if looks := b.after(defaultRescan - time.Millisecond); len(looks) != 0 {
+			t.Errorf("%d looks more", len(looks))
+		}
+	})
+}
+
+// A directory that is never at rest must not put the look off for ever.
+func TestADirectoryThatIsNeverAtRest(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		from := len(b.seen)
+		for range 1000 {
+			n.events <- fsnotify.Event{}
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		if looks := len(b.seen) - from; looks < 20 || looks > 25 {
+			t.Errorf("%d looks in a second of events, want 20 to 25", looks)
+		}
+	})
+}
+
+func TestAnOverflowIsLookedAtAtOnce(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		n.errs <- fsnotify.ErrEventOverflow
+		if looks := b.after(0); len(looks) != 1 {
+			t.Errorf("%d looks at once, want 1", len(looks))
+		}
+	})
+	if strings.Contains(b.log.String(), "inotify") {
+		t.Errorf("log: %s", b.log.String())
+	}
+}
+
+func TestAFailedInotifyIsStartedAnew(t *testing.T) {
+	var all []*fake
+	b := &bubble{make: func() (notifier, error) {
+		all = append(all, newFake())
+		return all[len(all)-1], nil
+	}}
+	b.run(t, func(t *testing.T) {
+		broken := errors.New("broken")
+		all[0].errs <- broken
+		if looks := b.after(settle); len(looks) != 1 || looks[0].Polling {
+			t.Errorf("after the first failure: %+v", looks)
+		}
+		if len(all) != 2 || !all[0].closed {
+			t.Fatalf("%d notifiers, the first one closed: %v", len(all), all[0].closed)
+		}
+		// The second time in a row it is given more time.
+		all[1].errs <- broken
+		if looks := b.after(pollInterval - time.Millisecond); len(looks) != 0 {
+			t.Errorf("%d looks too early", len(looks))
+		}
+		if looks := b.after(time.Millisecond); len(looks) != 1 {
+			t.Errorf("%d looks after a second, want 1", len(looks))
+		}
+		time.Sleep(time.Hour)
+		// Closed channels must not be mistaken for a flood of events.
+		close(all[2].events)
+		if looks := b.after(settle); len(looks) != 1 {
+			t.Errorf("%d looks after the channel was closed, want 1", len(looks))
+		}
+		time.Sleep(time.Hour)
+		close(all[3].errs)
+		if looks := b.after(settle); len(looks) != 1 {
+			t.Errorf("%d looks after the channel was closed, want 1", len(looks))
+		}
+		if len(all) != 5 || all[4].watches() != "2 [creds 001]" && all[4].watches() != "2 [001 creds]" {
+			t.Errorf("%d notifiers, the last one watches %s", len(all), all[len(all)-1].watches())
+		}
+	})
+	if got := strings.Count(b.log.String(), "level=WARN"); got != 2 {
+		t.Errorf("%d warnings, want one per distinct error:\n%s", got, b.log.String())
+	}
+}
+
+func TestInotifyIsUsedUpAndComesBack(t *testing.T) {
+	for name, test := range map[string]struct {
+		exhaust func(n *fake, create *error)
+		release func(n *fake, create *error)
+		reason  string
+	}{
+		"instances": {
+			exhaust: func(_ *fake, create *error) {
+				*create = fmt.Errorf("couldn't initialize inotify: %w", syscall.EMFILE)
+			},
+			release: func(_ *fake, create *error) { *create = nil },
+			reason:  "max_user_instances",
+		},
+		"watches": {
+			exhaust: func(n *fake, _ *error) { n.full = syscall.ENOSPC },
+			release: func(n *fake, _ *error) {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				n.full = nil
+			},
+			reason: "max_user_watches",
+		},
+		"rights": {
+			exhaust: func(n *fake, _ *error) { n.full = syscall.EACCES },
+			release: func(n *fake, _ *error) {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				n.full = nil
+			},
+			reason: "permission denied",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newFake()
+			var create error
+			test.exhaust(n, &create)
+			b := &bubble{make: func() (notifier, error) {
+				if create != nil {
+					return nil, create
+				}
+				return n, nil
+			}}
+			b.run(t, func(t *testing.T) {
+				if len(b.seen) != 1 || !b.seen[0].Polling {
+					t.Fatalf("at start: %+v, want one look that polls", b.seen)
+				}
+				if got := b.seen[0].PollingReason; !strings.Contains(got, test.reason) || !strings.HasSuffix(got, ".") {
+					t.Errorf("reason %q, want a sentence with %q", got, test.reason)
+				}
+				write(t, nil, b.dir, "key.pem")
+				looks := b.after(pollInterval)
+				if len(looks) != 1 || present(looks[0]) != "k" || !looks[0].Polling {
+					t.Errorf("looks in the first second: %+v", looks)
+				}
+				if looks := b.after(time.Minute); len(looks) != 60 {
+					t.Errorf("%d looks in a minute, want 60", len(looks))
+				}
+
+				test.release(n, &create)
+				looks = b.after(pollInterval)
+				if len(looks) != 1 || looks[0].Polling || looks[0].PollingReason != "" {
+					t.Errorf("looks after the recovery: %+v", looks)
+				}
+				if looks := b.after(time.Minute); len(looks) != 12 {
+					t.Errorf("%d looks in a minute, want 12", len(looks))
+				}
+				n.events <- fsnotify.Event{}
+				if looks := b.after(settle); len(looks) != 1 {
+					t.Errorf("%d looks after an event, want 1", len(looks))
+				}
+			})
+			if got := strings.Count(b.log.String(), "\n"); got != 2 {
+				t.Errorf("%d log lines, want one for each change:\n%s", got, b.log.String())
+			}
+		})
+	}
+}
+
+// What happens between a look and the watch raises no event.
+func TestTheDirectoryChangesWhileItsWatchIsSet(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		remove(t, b.dir)
+		n.onAdd = func(path string) {
+			n.onAdd = nil
+			mkdir(t, b.dir)
+		}
+		looks := b.after(defaultRescan)
+		if len(looks) != 1 || !looks[0].DirExists || looks[0].Polling {
+			t.Errorf("looks: %+v, want the directory", looks)
+		}
+		if n.added[b.dir] == 0 {
+			t.Errorf("watched: %s, want the directory among them", n.watches())
+		}
+	})
+}
+
+func TestADirectoryThatNeverStaysIsPolled(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		n.onAdd = func(path string) {
+			if path == b.dir {
+				remove(t, b.dir)
+			} else {
+				mkdir(t, b.dir)
+			}
+		}
+		looks := b.after(defaultRescan)
+		if len(looks) != 1 || !looks[0].Polling || !strings.Contains(looks[0].PollingReason, "too quickly") {
+			t.Errorf("looks: %+v, want polling", looks)
+		}
+	})
+}
+
+func TestRunEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := New(Config{Dir: t.TempDir()}).Run(ctx); err != nil {
+		t.Errorf("Run = %v, want nil", err)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	w := New(Config{Dir: "a/../b/"})
+	if w.cfg.Rescan != 5*time.Second || w.cfg.Log == nil || w.cfg.Observe == nil || w.cfg.Dir != "b" {
+		t.Errorf("defaults: %+v", w.cfg)
+	}
+	if w.cfg.Log.Enabled(t.Context(), slog.LevelError) {
+		t.Error("a watcher without a log logs")
+	}
+	if _, err := os.Stat("b"); err == nil {
+		t.Error("New makes the directory")
+	}
+}
