@@ -361,13 +361,14 @@ func (c *Client) failed(o rotation.Envoy, err error) rotation.Envoy {
 }
 
 // complain logs an error once for as long as it stays the same, and its end.
+// At debug level: the ledger's transitions are the log for people.
 func (c *Client) complain(text string) {
 	switch {
 	case text == c.lastErr:
 	case text == "":
-		c.cfg.Log.Info("Envoy answers again", "address", c.cfg.Address)
+		c.cfg.Log.Debug("Envoy answers again", "address", c.cfg.Address)
 	default:
-		c.cfg.Log.Warn("Envoy does not answer", "error", text)
+		c.cfg.Log.Debug("Envoy does not answer", "error", text)
 	}
 	c.lastErr = text
 }

@@ -88,6 +88,9 @@ func (m *monitor) logEvents(ctx context.Context, v rotation.Verdict) {
 		}
 		m.logged = e.Seq
 		level := slog.LevelInfo
+		if e.Type == rotation.EventSourceDown {
+			level = slog.LevelWarn
+		}
 		attrs := []slog.Attr{slog.String("message", e.Message)}
 		if e.Stage != "" {
 			attrs = append(attrs, slog.String("stage", string(e.Stage)))
