@@ -254,11 +254,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{
-		events: make(chan fsnotify.Event),
-		errs:   make(chan error),
-		added:  map[string]int{},
-	}
+	return &fake{added: map[string]int{}}
 }
 
 func (f *fake) Add(path string) error {
@@ -291,7 +287,22 @@ func (f *fake) Close() error {
 	return nil
 }
 
-func (f *fake) Channels() (<-chan fsnotify.Event, <-chan error) { return f.events, f.errs }
+// Channels makes the channels, so that they belong to the watcher's bubble.
+func (f *fake) Channels() (<-chan fsnotify.Event, <-chan error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.events == nil {
+		f.events, f.errs = make(chan fsnotify.Event), make(chan error)
+	}
+	return f.events, f.errs
+}
+
+// during makes something happen while watches are set.
+func (f *fake) during(onAdd func(path string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onAdd = onAdd
+}
 
 func (f *fake) watches() string {
 	f.mu.Lock()
@@ -305,8 +316,10 @@ func (f *fake) watches() string {
 
 // bubble runs a watcher under fake time, on real files.
 type bubble struct {
-	dir  string
-	log  bytes.Buffer
+	dir string
+	log bytes.Buffer
+	// mu orders the test and the watcher, which synctest does only one way.
+	mu   sync.Mutex
 	seen []rotation.CredentialFiles
 	// make is what the watcher is given as inotify.
 	make func() (notifier, error)
@@ -318,11 +331,19 @@ func (b *bubble) run(t *testing.T, test func(t *testing.T)) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		w := New(Config{
-			Dir:     b.dir,
-			Log:     slog.New(slog.NewTextHandler(&b.log, nil)),
-			Observe: func(f rotation.CredentialFiles) { b.seen = append(b.seen, f) },
+			Dir: b.dir,
+			Log: slog.New(slog.NewTextHandler(&b.log, nil)),
+			Observe: func(f rotation.CredentialFiles) {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				b.seen = append(b.seen, f)
+			},
 		})
-		w.newNotifier = func() (notifier, error) { return b.make() }
+		w.newNotifier = func() (notifier, error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.make()
+		}
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()
 		synctest.Wait()
@@ -336,18 +357,25 @@ func (b *bubble) run(t *testing.T, test func(t *testing.T)) {
 
 // after lets time pass and returns the looks that were taken meanwhile.
 func (b *bubble) after(d time.Duration) []rotation.CredentialFiles {
-	from := len(b.seen)
+	from := len(b.looks())
 	time.Sleep(d)
 	synctest.Wait()
-	return b.seen[from:]
+	return b.looks()[from:]
+}
+
+// looks returns the looks that were taken so far.
+func (b *bubble) looks() []rotation.CredentialFiles {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen
 }
 
 func TestTheRescanIsTheTruth(t *testing.T) {
 	n := newFake() // which never tells anything
 	b := &bubble{make: func() (notifier, error) { return n, nil }}
 	b.run(t, func(t *testing.T) {
-		if len(b.seen) != 1 || !b.seen[0].DirExists || b.seen[0].Polling {
-			t.Fatalf("at start: %+v, want one look", b.seen)
+		if seen := b.looks(); len(seen) != 1 || !seen[0].DirExists || seen[0].Polling {
+			t.Fatalf("at start: %+v, want one look", seen)
 		}
 		write(t, nil, b.dir, "key.pem")
 		if early := b.after(defaultRescan - time.Millisecond); len(early) != 0 {
@@ -392,13 +420,13 @@ func TestADirectoryThatIsNeverAtRest(t *testing.T) {
 	n := newFake()
 	b := &bubble{make: func() (notifier, error) { return n, nil }}
 	b.run(t, func(t *testing.T) {
-		from := len(b.seen)
+		from := len(b.looks())
 		for range 1000 {
 			n.events <- fsnotify.Event{}
 			time.Sleep(time.Millisecond)
 		}
 		synctest.Wait()
-		if looks := len(b.seen) - from; looks < 20 || looks > 25 {
+		if looks := len(b.looks()) - from; looks < 20 || looks > 25 {
 			t.Errorf("%d looks in a second of events, want 20 to 25", looks)
 		}
 	})
@@ -424,35 +452,40 @@ func TestAFailedInotifyIsStartedAnew(t *testing.T) {
 		all = append(all, newFake())
 		return all[len(all)-1], nil
 	}}
+	notifiers := func() []*fake {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return all
+	}
 	b.run(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		all[0].errs <- broken
+		notifiers()[0].errs <- broken
 		if looks := b.after(settle); len(looks) != 1 || looks[0].Polling {
 			t.Errorf("after the first failure: %+v", looks)
 		}
-		if len(all) != 2 || !all[0].closed {
+		if all := notifiers(); len(all) != 2 || !all[0].closed {
 			t.Fatalf("%d notifiers, the first one closed: %v", len(all), all[0].closed)
 		}
 		// The second time in a row it is given more time.
-		all[1].errs <- broken
+		notifiers()[1].errs <- broken
 		if looks := b.after(pollInterval - time.Millisecond); len(looks) != 0 {
 			t.Errorf("%d looks too early", len(looks))
 		}
 		if looks := b.after(time.Millisecond); len(looks) != 1 {
 			t.Errorf("%d looks after a second, want 1", len(looks))
 		}
-		time.Sleep(time.Hour)
+		b.after(time.Hour)
 		// Closed channels must not be mistaken for a flood of events.
-		close(all[2].events)
+		close(notifiers()[2].events)
 		if looks := b.after(settle); len(looks) != 1 {
 			t.Errorf("%d looks after the channel was closed, want 1", len(looks))
 		}
-		time.Sleep(time.Hour)
-		close(all[3].errs)
+		b.after(time.Hour)
+		close(notifiers()[3].errs)
 		if looks := b.after(settle); len(looks) != 1 {
 			t.Errorf("%d looks after the channel was closed, want 1", len(looks))
 		}
-		if len(all) != 5 || all[4].watches() != "2 [creds 001]" && all[4].watches() != "2 [001 creds]" {
+		if all := notifiers(); len(all) != 5 || all[4].watches() != "2 [creds 001]" && all[4].watches() != "2 [001 creds]" {
 			t.Errorf("%d notifiers, the last one watches %s", len(all), all[len(all)-1].watches())
 		}
 	})
@@ -504,10 +537,11 @@ func TestInotifyIsUsedUpAndComesBack(t *testing.T) {
 				return n, nil
 			}}
 			b.run(t, func(t *testing.T) {
-				if len(b.seen) != 1 || !b.seen[0].Polling {
-					t.Fatalf("at start: %+v, want one look that polls", b.seen)
+				seen := b.looks()
+				if len(seen) != 1 || !seen[0].Polling {
+					t.Fatalf("at start: %+v, want one look that polls", seen)
 				}
-				if got := b.seen[0].PollingReason; !strings.Contains(got, test.reason) || !strings.HasSuffix(got, ".") {
+				if got := seen[0].PollingReason; !strings.Contains(got, test.reason) || !strings.HasSuffix(got, ".") {
 					t.Errorf("reason %q, want a sentence with %q", got, test.reason)
 				}
 				write(t, nil, b.dir, "key.pem")
@@ -519,7 +553,9 @@ func TestInotifyIsUsedUpAndComesBack(t *testing.T) {
 					t.Errorf("%d looks in a minute, want 60", len(looks))
 				}
 
+				b.mu.Lock()
 				test.release(n, &create)
+				b.mu.Unlock()
 				looks = b.after(pollInterval)
 				if len(looks) != 1 || looks[0].Polling || looks[0].PollingReason != "" {
 					t.Errorf("looks after the recovery: %+v", looks)
@@ -545,10 +581,10 @@ func TestTheDirectoryChangesWhileItsWatchIsSet(t *testing.T) {
 	b := &bubble{make: func() (notifier, error) { return n, nil }}
 	b.run(t, func(t *testing.T) {
 		remove(t, b.dir)
-		n.onAdd = func(path string) {
+		n.during(func(string) {
 			n.onAdd = nil
 			mkdir(t, b.dir)
-		}
+		})
 		looks := b.after(defaultRescan)
 		if len(looks) != 1 || !looks[0].DirExists || looks[0].Polling {
 			t.Errorf("looks: %+v, want the directory", looks)
@@ -563,13 +599,13 @@ func TestADirectoryThatNeverStaysIsPolled(t *testing.T) {
 	n := newFake()
 	b := &bubble{make: func() (notifier, error) { return n, nil }}
 	b.run(t, func(t *testing.T) {
-		n.onAdd = func(path string) {
+		n.during(func(path string) {
 			if path == b.dir {
 				remove(t, b.dir)
 			} else {
 				mkdir(t, b.dir)
 			}
-		}
+		})
 		looks := b.after(defaultRescan)
 		if len(looks) != 1 || !looks[0].Polling || !strings.Contains(looks[0].PollingReason, "too quickly") {
 			t.Errorf("looks: %+v, want polling", looks)
