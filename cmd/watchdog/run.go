@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"svid-watchdog/internal/watchdog"
 )
@@ -63,7 +64,7 @@ func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.
 		printFlags(stdout)
 		return exitOK
 	case err != nil:
-		fmt.Fprintf(stderr, "watchdog: %v; see watchdog --help\n", err)
+		fmt.Fprintf(stderr, "watchdog: %s; see watchdog --help\n", oneLine(err))
 		return exitBadUsage
 	}
 	if os.Getenv("GOGC") == "" {
@@ -73,7 +74,7 @@ func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.
 	options.watchdog.Build = build()
 	w, err := watchdog.New(options.watchdog, log)
 	if err != nil {
-		fmt.Fprintf(stderr, "watchdog: %v\n", err)
+		fmt.Fprintf(stderr, "watchdog: %s\n", oneLine(err))
 		return exitBadUsage
 	}
 	log.Info("watching", "version", options.watchdog.Build.Version, "listen_address", w.Address(),
@@ -85,4 +86,9 @@ func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.
 	}
 	log.Info("ended")
 	return exitOK
+}
+
+// oneLine is an error as one line: some libraries' errors have several.
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
 }
