@@ -5,24 +5,39 @@ import (
 	"time"
 )
 
-// backoff grows by half with each failure, and is jittered, so that the pods
-// of a node do not come back to a restarted identity provider in step.
+// backoff spaces the attempts. The jitter keeps the pods of a node, whose
+// streams all break at the same moment, from coming back in step.
 type backoff struct {
-	first, most time.Duration
-	next        time.Duration
+	min, max time.Duration
+	level    int // attempts in a row without a message
+	// flaps counts the streams in a row that brought a message and broke
+	// within max. Each new stream makes tbot issue an SVID, so a server that
+	// answers and hangs up is asked ever more rarely too.
+	flaps int
 }
 
-func newBackoff(first, most time.Duration) *backoff {
-	return &backoff{first: first, most: most, next: first}
+// answered notes that a stream brought a message and lasted for so long.
+func (b *backoff) answered(lasted time.Duration) {
+	if lasted >= b.max {
+		b.flaps = 0
+	}
+	b.level = b.flaps
+	b.flaps++
 }
 
-// reset starts over, after a message has arrived.
-func (b *backoff) reset() { b.next = b.first }
-
-// wait is how long to wait before the next attempt: between half and all of
-// the present step.
-func (b *backoff) wait() time.Duration {
-	step := b.next
-	b.next = min(b.most, b.next+b.next/2)
-	return step/2 + rand.N(step/2+1)
+// next returns the time until the next attempt: at first anything up to min,
+// so that what became of a broken stream is known soon; then between one half
+// and all of a bound that doubles up to max.
+func (b *backoff) next() time.Duration {
+	if b.level == 0 {
+		b.level++
+		return rand.N(b.min + 1)
+	}
+	bound := b.max
+	// Shifted any further, the bound would overflow.
+	if b.level < 32 && b.min<<b.level>>b.level == b.min {
+		bound = min(b.min<<b.level, b.max)
+		b.level++
+	}
+	return bound/2 + rand.N(bound/2+1)
 }

@@ -1,11 +1,3 @@
-// Package svid holds one Workload API stream and says what it brings: SVIDs,
-// and the state of the stream.
-//
-// It never fetches by polling, since each fetch makes tbot issue an SVID and
-// write an audit event. It holds one stream at a time and opens a new one,
-// with jittered backoff, whenever the old one ends, for whatever reason:
-// go-spiffe's own loop gives up on Canceled and InvalidArgument and has no
-// jitter. Private keys are overwritten before a message is looked at.
 package svid
 
 import (
@@ -14,16 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
-	"strings"
-	"sync"
-	"syscall"
+	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
@@ -34,284 +24,334 @@ import (
 	"svid-watchdog/internal/rotation"
 )
 
-// Config says where the Workload API is and whom to tell.
+const (
+	defaultAnswerTimeout = 10 * time.Second
+	defaultBackoffMin    = time.Second
+	defaultBackoffMax    = 30 * time.Second
+
+	// patience is how many answer timeouts a silent stream is kept open. Its
+	// server may only be slow (tbot asks the auth server first), and a new
+	// stream would make it begin anew.
+	patience = 6
+
+	// A hung server breaks nothing by itself: the kernel goes on accepting
+	// bytes. gRPC servers refuse pings that come more often than every 5
+	// minutes (grpc-go: keepalive.EnforcementPolicy, MinTime) by closing the
+	// connection, so 6 minutes it is.
+	keepaliveTime    = 6 * time.Minute
+	keepaliveTimeout = 20 * time.Second
+
+	// maxMessage bounds a message, in bytes.
+	maxMessage = 4 << 20
+	// maxSocketPath is what fits into a socket address with its closing zero,
+	// in bytes (unix(7)).
+	maxSocketPath = 107
+	// maxComplaints bounds how many texts of failures are remembered.
+	maxComplaints = 32
+)
+
+// Config says whom to listen to.
 type Config struct {
-	// Address is unix:///path or tcp://ip:port (SPIFFE Workload Endpoint,
-	// section 4).
+	// Address is the Workload API endpoint, unix:///PATH or tcp://IP:PORT
+	// (SPIFFE Workload Endpoint, section 4).
 	Address string
-	Log     *slog.Logger
-	// State is called with the state of each attempt and of each message,
-	// Issued with each message; both by one goroutine.
+	// Log is where failures are told at level debug, each text once until the
+	// next success; nil for nowhere. What they mean is told by who judges them.
+	Log *slog.Logger
+	// State is called with the state of the stream: at the start, at each
+	// message, and at each attempt that failed. Issued is called with each
+	// good message, after State. One goroutine calls both.
 	State  func(rotation.WorkloadAPI)
 	Issued func(rotation.Issuance)
-	// AnswerTimeout is how long the first answer of a stream may take, 10 s
-	// if zero. After it a stream may be silent for as long as it likes: a new
-	// SVID comes when one is due.
+	// AnswerTimeout is how long a server may take until its first answer,
+	// 10 s if zero.
 	AnswerTimeout time.Duration
 	// BackoffMin and BackoffMax bound the time between two attempts, 1 s and
 	// 30 s if zero.
 	BackoffMin, BackoffMax time.Duration
 }
 
-const (
-	// maxMessage bounds a message. A large federated one stays far below.
-	maxMessage = 4 << 20
-	// keepaliveTime is how often a silent connection is tried, so that a
-	// server that hangs is noticed. gRPC servers end connections that are
-	// tried more often than every 5 minutes (keepalive.EnforcementPolicy).
-	keepaliveTime    = 6 * time.Minute
-	keepaliveTimeout = 20 * time.Second
-)
-
-// errSilent: the server took the connection or the stream, and says nothing.
-var errSilent = errors.New("no answer")
-
-// Client holds the stream while Run runs.
+// Client holds the stream.
 type Client struct {
-	cfg    Config
-	target string
-	socket string // path of a unix socket, "" for TCP
-	stream int
-	last   string // the failure that was logged last
+	cfg      Config
+	endpoint endpoint
+	streams  int // streams opened so far
+	// complained holds the failures told since the last success.
+	complained map[string]bool
 }
 
-// New returns a client, or an error that says what is wrong with the address.
+// endpoint is where the Workload API is, in the words of package net.
+type endpoint struct{ network, address string }
+
+// New returns a client that has not connected yet. The error is about the
+// address.
 func New(cfg Config) (*Client, error) {
-	target, err := workloadapi.TargetFromAddress(cfg.Address)
+	e, err := parseAddress(cfg.Address)
 	if err != nil {
 		return nil, fmt.Errorf("the Workload API address %q is not usable: %w", cfg.Address, err)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.AnswerTimeout == 0 {
-		cfg.AnswerTimeout = 10 * time.Second
+	if cfg.State == nil {
+		cfg.State = func(rotation.WorkloadAPI) {}
 	}
-	if cfg.BackoffMin == 0 {
-		cfg.BackoffMin = time.Second
+	if cfg.Issued == nil {
+		cfg.Issued = func(rotation.Issuance) {}
 	}
-	if cfg.BackoffMax == 0 {
-		cfg.BackoffMax = 30 * time.Second
+	if cfg.AnswerTimeout <= 0 {
+		cfg.AnswerTimeout = defaultAnswerTimeout
 	}
-	c := &Client{cfg: cfg, target: target}
-	if path, ok := strings.CutPrefix(target, "unix://"); ok {
-		c.socket = path
-	} else if path, ok := strings.CutPrefix(target, "unix:"); ok {
-		c.socket = path
+	if cfg.BackoffMin <= 0 {
+		cfg.BackoffMin = defaultBackoffMin
 	}
-	return c, nil
+	if cfg.BackoffMax <= 0 {
+		cfg.BackoffMax = defaultBackoffMax
+	}
+	cfg.BackoffMax = max(cfg.BackoffMax, cfg.BackoffMin)
+	return &Client{cfg: cfg, endpoint: e, complained: make(map[string]bool)}, nil
 }
 
-// Run holds the stream until ctx ends, and then returns nil: an identity
-// provider that fails is evidence, not a failure of ours.
+func parseAddress(address string) (endpoint, error) {
+	target, err := workloadapi.TargetFromAddress(address)
+	if err != nil {
+		return endpoint{}, err
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return endpoint{}, err
+	}
+	if u.Scheme == "tcp" {
+		return endpoint{"tcp", target}, nil
+	}
+	switch {
+	case u.Host != "":
+		// unix://socket: a slash is missing, and "socket" is taken for a host.
+		return endpoint{}, errors.New("the path must be absolute, as in unix:///run/socket")
+	case len(u.Path) > maxSocketPath:
+		return endpoint{}, fmt.Errorf("the path has %d bytes, and a socket's path at most %d", len(u.Path), maxSocketPath)
+	}
+	return endpoint{"unix", u.Path}, nil
+}
+
+// Run listens until the context ends, and then returns nil. It returns for no
+// other reason. It must be called only once.
 func (c *Client) Run(ctx context.Context) error {
-	c.cfg.State(rotation.WorkloadAPI{At: time.Now(), State: rotation.WorkloadAPIConnecting})
-	wait := newBackoff(c.cfg.BackoffMin, c.cfg.BackoffMax)
+	c.report(rotation.WorkloadAPI{State: rotation.WorkloadAPIConnecting})
+	pause := backoff{min: c.cfg.BackoffMin, max: c.cfg.BackoffMax}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		began := time.Now()
+		answered := c.attempt(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if answered {
+			pause.answered(time.Since(began))
+		}
+		timer.Reset(pause.next())
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
 		}
-		served, err := c.attempt(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if served {
-			// A stream that has worked and then ended says nothing yet: the
-			// next attempt, which comes soon, tells what has become of it.
-			wait.reset()
-			c.cfg.Log.Debug("Workload API stream ended", "error", err)
-			c.last = ""
-		} else {
-			c.report(err)
-		}
-		timer.Reset(wait.wait())
 	}
 }
 
-// failure is why an attempt brought nothing.
-type failure struct {
-	err     error
-	dial    error // of the last connect, nil if it succeeded
-	answers *bool // whether HTTP/2 came up
-}
+// dialResult is the outcome of the latest dial of an attempt.
+type dialResult struct{ err error }
 
-func (f *failure) Error() string { return f.err.Error() }
-func (f *failure) Unwrap() error { return f.err }
-
-// attempt opens one stream and reads it to its end. It tells whether the
-// stream brought anything.
-func (c *Client) attempt(ctx context.Context) (served bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	dial := &dialer{}
-	conn, err := grpc.NewClient("passthrough:///"+c.target,
+// connect returns a connection that dials when it is first used, and the
+// place where the outcome of the dial is noted: gRPC passes errors on as text.
+func (c *Client) connect() (*grpc.ClientConn, *atomic.Pointer[dialResult], error) {
+	dialed := new(atomic.Pointer[dialResult])
+	authority := c.endpoint.address
+	if c.endpoint.network == "unix" {
+		authority = "localhost" // As gRPC does with unix sockets.
+	}
+	conn, err := grpc.NewClient("passthrough:///workload-api",
+		grpc.WithAuthority(authority),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial.dial(ctx, c.socket, c.target) }),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			var d net.Dialer
+			conn, err := d.DialContext(ctx, c.endpoint.network, c.endpoint.address)
+			dialed.Store(&dialResult{err})
+			return conn, err
+		}),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithIdleTimeout(0),
+		// There is one connection per attempt, and the attempts are paced by
+		// us: gRPC's own pause never ends before the attempt does.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           grpcbackoff.Config{BaseDelay: time.Hour, Multiplier: 1, MaxDelay: time.Hour},
+			MinConnectTimeout: time.Hour,
+		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false)),
 	)
+	return conn, dialed, err
+}
+
+// streamEvent is what happens on a stream: it is opened, it brings a message,
+// or it ends.
+type streamEvent struct {
+	message *workload.X509SVIDResponse
+	err     error
+}
+
+// listen opens the stream and passes on what it brings, until it ends or the
+// context does. The first event without error says that the stream is open.
+// The channel is closed at the end.
+func listen(ctx context.Context, conn *grpc.ClientConn) <-chan streamEvent {
+	events := make(chan streamEvent)
+	send := func(e streamEvent) bool {
+		select {
+		case events <- e:
+			return e.err == nil
+		case <-ctx.Done():
+			return false
+		}
+	}
+	go func() {
+		defer close(events)
+		// Servers refuse calls without this header: it shows that no browser
+		// was tricked into making them (SPIFFE Workload Endpoint, section 6.1).
+		ctx := metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+		stream, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+		if !send(streamEvent{err: err}) {
+			return
+		}
+		for {
+			message, err := stream.Recv()
+			dropKeys(message)
+			if !send(streamEvent{message: message, err: err}) {
+				return
+			}
+		}
+	}()
+	return events
+}
+
+// attempt opens one stream and stays with it until it ends. It reports what it
+// finds, and returns whether a good message came.
+func (c *Client) attempt(ctx context.Context) (answered bool) {
+	conn, dialed, err := c.connect()
 	if err != nil {
-		return false, &failure{err: err}
+		// Not a matter of the server: an option of gRPC is wrong.
+		c.fail(rotation.WorkloadAPI{
+			State: rotation.WorkloadAPIUnreachable, Reason: rotation.ReasonServerError, Detail: tidy(err.Error()),
+		})
+		return false
 	}
 	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	events := listen(ctx, conn)
+	defer func() {
+		cancel()
+		for range events { // The goroutine ends with its channel.
+		}
+	}()
 
-	// The first answer has a deadline of its own; the stream has none.
-	deadline := time.AfterFunc(c.cfg.AnswerTimeout, cancel)
-	defer deadline.Stop()
-	fail := func(err error) *failure {
-		f := &failure{err: err, dial: dial.result()}
-		answers := conn.GetState() == connectivity.Ready || status.Code(err) != codes.Unavailable && !errors.Is(err, errSilent)
-		f.answers = &answers
-		return f
+	timer := time.NewTimer(c.cfg.AnswerTimeout)
+	defer timer.Stop()
+	var opened, heard bool
+	for silences := 1; ; {
+		select {
+		case <-ctx.Done():
+			return answered
+
+		case <-timer.C:
+			// The connection is ready once the server has sent its settings,
+			// the first thing that HTTP/2 demands of it. A stopped process
+			// sends none, though the kernel accepts connections for it.
+			ready := opened || conn.GetState() == connectivity.Ready
+			c.fail(silence(time.Duration(silences)*c.cfg.AnswerTimeout, ready))
+			if silences++; !ready || silences > patience {
+				return answered
+			}
+			timer.Reset(c.cfg.AnswerTimeout)
+
+		case event, ok := <-events:
+			switch {
+			case !ok || ctx.Err() != nil:
+				return answered
+			case event.err != nil && !opened:
+				c.fail(c.openFailure(conn, dialed, event.err))
+				return answered
+			case event.err != nil:
+				c.ended(event.err, heard)
+				return answered
+			case !opened:
+				opened = true
+				c.streams++
+			default:
+				timer.Stop()
+				heard = true
+				answered = c.take(event.message) || answered
+			}
+		}
 	}
-	// Each of our attempts is one connect: our backoff decides, not gRPC's.
-	if err := connect(ctx, conn); err != nil {
-		return false, fail(err)
+}
+
+// openFailure tells why a stream could not be opened.
+func (c *Client) openFailure(conn *grpc.ClientConn, dialed *atomic.Pointer[dialResult], err error) rotation.WorkloadAPI {
+	if d := dialed.Load(); d != nil && d.err != nil {
+		return dialFailure(c.endpoint, d.err)
 	}
-	c.stream++
-	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
-	stream, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	// Somebody accepted the connection. Unless it was lost only afterwards,
+	// it is not an HTTP/2 server.
+	state := streamFailure(err)
+	state.SocketAnswers = new(conn.GetState() != connectivity.TransientFailure && conn.GetState() != connectivity.Connecting)
+	return state
+}
+
+// ended handles the end of an open stream.
+func (c *Client) ended(err error, heard bool) {
+	if !heard || status.Code(err) == codes.PermissionDenied {
+		c.fail(streamFailure(err))
+		return
+	}
+	// The end of a working stream says little: a server that restarts, a new
+	// one that takes over. What the next attempt finds is the news.
+	c.cfg.Log.Debug("the Workload API stream ended, opening another", "address", c.cfg.Address, "error", describe(err))
+}
+
+// take handles a message and returns whether it was good.
+func (c *Client) take(m *workload.X509SVIDResponse) bool {
+	issuance, err := parse(m, time.Now())
 	if err != nil {
-		return false, fail(err)
+		state := streamFailure(err)
+		state.Detail = tidy("malformed message: " + err.Error())
+		c.fail(state)
+		return false
 	}
-	for {
-		message, err := stream.Recv()
-		if err != nil {
-			if !served && !deadline.Stop() && status.Code(err) == codes.Canceled {
-				err = errSilent
-			}
-			return served, fail(err)
-		}
-		dropKeys(message)
-		deadline.Stop()
-		issuance, err := parse(message, time.Now())
-		if err != nil {
-			return served, fail(err)
-		}
-		served = true
-		issuance.Stream = c.stream
-		if c.last != "" {
-			c.cfg.Log.Debug("Workload API serves again")
-			c.last = ""
-		}
-		answers := true
-		c.cfg.State(rotation.WorkloadAPI{At: issuance.At, State: rotation.WorkloadAPIServing, SocketAnswers: &answers})
-		c.cfg.Issued(issuance)
+	issuance.Stream = c.streams
+	if len(c.complained) > 0 {
+		c.cfg.Log.Debug("the Workload API serves again", "address", c.cfg.Address)
+		clear(c.complained)
 	}
+	c.report(rotation.WorkloadAPI{State: rotation.WorkloadAPIServing, SocketAnswers: new(true)})
+	c.cfg.Issued(issuance)
+	return true
 }
 
-// connect waits until the connection is up, or has failed once.
-func connect(ctx context.Context, conn *grpc.ClientConn) error {
-	conn.Connect()
-	for {
-		switch state := conn.GetState(); state {
-		case connectivity.Ready:
-			return nil
-		case connectivity.TransientFailure, connectivity.Shutdown:
-			return status.Error(codes.Unavailable, "cannot connect")
-		default:
-			if !conn.WaitForStateChange(ctx, state) {
-				return errSilent // the kernel took the connection, nobody speaks HTTP/2
-			}
-		}
-	}
+func (c *Client) report(state rotation.WorkloadAPI) {
+	state.At = time.Now()
+	c.cfg.State(state)
 }
 
-// dialer remembers how the last connect went, which gRPC's errors only tell
-// as text.
-type dialer struct {
-	mu  sync.Mutex
-	err error
-}
-
-func (d *dialer) dial(ctx context.Context, socket, target string) (net.Conn, error) {
-	network, address := "unix", socket
-	if socket == "" {
-		network, address = "tcp", target
+// fail reports a failure, and logs it unless the same was logged since the
+// last success.
+func (c *Client) fail(state rotation.WorkloadAPI) {
+	c.report(state)
+	text := fmt.Sprint(state.State, state.Reason, state.Detail)
+	if c.complained[text] || len(c.complained) >= maxComplaints {
+		return
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-	d.mu.Lock()
-	d.err = err
-	d.mu.Unlock()
-	return conn, err
-}
-
-func (d *dialer) result() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.err
-}
-
-// report says what a failed attempt means.
-func (c *Client) report(err error) {
-	w := rotation.WorkloadAPI{At: time.Now(), State: rotation.WorkloadAPIUnreachable, Reason: rotation.ReasonServerError}
-	var f *failure
-	if !errors.As(err, &f) {
-		f = &failure{err: err}
-	}
-	w.SocketAnswers = f.answers
-	no := false
-	switch {
-	case f.dial != nil:
-		w.SocketAnswers = &no
-		w.Reason, w.Detail = c.dialReason(f.dial)
-	case errors.Is(err, errSilent) || status.Code(f.err) == codes.DeadlineExceeded:
-		w.Reason = rotation.ReasonSilent
-		w.Detail = fmt.Sprintf("connected to %s, and no answer within %s", c.cfg.Address, c.cfg.AnswerTimeout)
-	case status.Code(f.err) == codes.PermissionDenied:
-		w.State, w.Reason = rotation.WorkloadAPIDenied, rotation.ReasonNone
-		w.Detail = shorten(status.Convert(f.err).Message())
-	default:
-		if s, ok := status.FromError(f.err); ok {
-			w.Detail = shorten(fmt.Sprintf("%s: %s", s.Code(), s.Message()))
-		} else {
-			w.Detail = shorten(f.err.Error())
-		}
-	}
-	if text := string(w.Reason) + " " + w.Detail; text != c.last {
-		c.cfg.Log.Debug("Workload API does not serve", "state", string(w.State), "reason", string(w.Reason), "error", w.Detail)
-		c.last = text
-	}
-	c.cfg.State(w)
-}
-
-// dialReason tells failed connects apart. A directory with no link left was
-// deleted on the node while it is mounted here: whatever is made in its place
-// never shows in this pod.
-func (c *Client) dialReason(err error) (rotation.Reason, string) {
-	if c.socket != "" {
-		var stat syscall.Stat_t
-		if dir := filepath.Dir(c.socket); syscall.Stat(dir, &stat) == nil && stat.Nlink == 0 {
-			return rotation.ReasonDirectoryOrphaned, fmt.Sprintf("the directory %s was deleted on the node", dir)
-		}
-	}
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return rotation.ReasonNoSocket, fmt.Sprintf("there is no socket at %s", c.cfg.Address)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return rotation.ReasonRefused, fmt.Sprintf("nobody accepts connections at %s", c.cfg.Address)
-	case errors.Is(err, os.ErrPermission):
-		return rotation.ReasonRefused, fmt.Sprintf("this process may not connect to %s", c.cfg.Address)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, syscall.EAGAIN):
-		// A full backlog: the server accepts nothing more.
-		return rotation.ReasonSilent, fmt.Sprintf("no connection to %s within the time allowed", c.cfg.Address)
-	default:
-		return rotation.ReasonRefused, shorten(err.Error())
-	}
-}
-
-// shorten keeps a neighbour's words to a line of bearable length.
-func shorten(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > 300 {
-		return s[:300] + "…"
-	}
-	return s
+	c.complained[text] = true
+	c.cfg.Log.Debug("the Workload API brings no SVID",
+		"address", c.cfg.Address, "state", state.State, "reason", state.Reason, "error", state.Detail)
 }
