@@ -2,7 +2,6 @@ package svid
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,14 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -176,42 +173,6 @@ func TestRefusedOverTCP(t *testing.T) {
 	want(t, c.state(), rotation.WorkloadAPIUnreachable, rotation.ReasonRefused, "false")
 }
 
-// The directory was deleted while it is in use. Here a file descriptor holds
-// it, in a pod the mount does; stat sees the same.
-func TestTheDirectoryIsOrphaned(t *testing.T) {
-	t.Parallel()
-	if runtime.GOOS != "linux" {
-		t.Skip("needs /proc")
-	}
-	path := socketPath(t)
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	through := fmt.Sprintf("/proc/self/fd/%d/socket", dir.Fd())
-	s := serve(t, listenUnix(t, path), sendAndStay(message(t, 1)))
-	c := run(t, Config{Address: "unix://" + through})
-	c.until(rotation.WorkloadAPIServing, "")
-
-	// The socket goes first: that is not it yet.
-	s.stop()
-	c.until(rotation.WorkloadAPIUnreachable, rotation.ReasonNoSocket)
-	if err := os.Remove(filepath.Dir(path)); err != nil {
-		t.Fatal(err)
-	}
-	got := c.until(rotation.WorkloadAPIUnreachable, rotation.ReasonDirectoryOrphaned)
-	want(t, got, rotation.WorkloadAPIUnreachable, rotation.ReasonDirectoryOrphaned, "false")
-	// A new directory of that name, with a server in it, heals nothing.
-	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	serve(t, listenUnix(t, path), sendAndStay(message(t, 1)))
-	for range 3 {
-		want(t, c.state(), rotation.WorkloadAPIUnreachable, rotation.ReasonDirectoryOrphaned, "false")
-	}
-}
-
 // The server hangs before its first byte. The kernel accepts for it.
 func TestSilentBeforeHTTP2(t *testing.T) {
 	t.Parallel()
@@ -293,42 +254,6 @@ func TestAStreamAtRestIsNotSilent(t *testing.T) {
 	}
 	if s.opened() != 1 {
 		t.Errorf("%d streams, want 1", s.opened())
-	}
-}
-
-// The queue of the socket is full: nobody accepts, and many have tried.
-func TestAFullQueueIsSilent(t *testing.T) {
-	t.Parallel()
-	if runtime.GOOS != "linux" {
-		t.Skip("the answer is Linux's")
-	}
-	path := socketPath(t)
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Listen(fd, 0); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			if !errors.Is(err, syscall.EAGAIN) {
-				t.Fatal(err)
-			}
-			break
-		}
-		defer conn.Close()
-	}
-	c := run(t, Config{Address: "unix://" + path})
-	got := c.state()
-	want(t, got, rotation.WorkloadAPIUnreachable, rotation.ReasonSilent, "false")
-	if !strings.Contains(got.Detail, "queue") {
-		t.Errorf("detail %q", got.Detail)
 	}
 }
 
