@@ -1,0 +1,28 @@
+package lab
+
+import "context"
+
+// Envoy is the Envoy of the pod: a real one, or the stand-in.
+type Envoy interface {
+	// Version is Envoy's version, for example 1.40.0.
+	Version() string
+	// AdminAddress is http://HOST:PORT; it stays over restarts.
+	AdminAddress() string
+	// ListenerAddress is HOST:PORT of the inbound TLS listener.
+	ListenerAddress() string
+	// Start starts it and waits until the admin interface answers.
+	Start(ctx context.Context) error
+	// Stop ends it at once, as a crash does.
+	Stop() error
+	// Hang freezes it without ending it, Resume goes on.
+	Hang() error
+	Resume() error
+	// Close ends it for good.
+	Close() error
+}
+
+// ContextSticker is an Envoy whose TLS contexts can be kept from taking new
+// secrets. Only the stand-in can.
+type ContextSticker interface {
+	StickContexts(stuck bool)
+}
