@@ -247,14 +247,16 @@ type fake struct {
 	events chan fsnotify.Event
 	errs   chan error
 	added  map[string]int
-	closed bool
-	full   error // what Add answers
+	// removed counts the watches that were taken off.
+	removed map[string]int
+	closed  bool
+	full    error // what Add answers
 	// onAdd runs before Add, as the world goes on while watches are set.
 	onAdd func(path string)
 }
 
 func newFake() *fake {
-	return &fake{added: map[string]int{}}
+	return &fake{added: map[string]int{}, removed: map[string]int{}}
 }
 
 func (f *fake) Add(path string) error {
@@ -277,6 +279,7 @@ func (f *fake) Remove(path string) error {
 		return fsnotify.ErrNonExistentWatch
 	}
 	delete(f.added, path)
+	f.removed[path]++
 	return nil
 }
 
@@ -302,6 +305,12 @@ func (f *fake) during(onAdd func(path string)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.onAdd = onAdd
+}
+
+func (f *fake) removals(path string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.removed[path]
 }
 
 func (f *fake) watches() string {
@@ -590,8 +599,27 @@ func TestTheDirectoryChangesWhileItsWatchIsSet(t *testing.T) {
 		if len(looks) != 1 || !looks[0].DirExists || looks[0].Polling {
 			t.Errorf("looks: %+v, want the directory", looks)
 		}
-		if n.added[b.dir] == 0 {
-			t.Errorf("watched: %s, want the directory among them", n.watches())
+		if n.watches() != "001 creds" {
+			t.Errorf("watched: %s, want the directory and its parent", n.watches())
+		}
+	})
+}
+
+// The kernel keeps the watch of a directory that lives on elsewhere, and tells
+// of it for ever.
+func TestTheWatchOfAFormerDirectoryIsDropped(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		rename(t, b.dir, b.dir+".old")
+		mkdir(t, b.dir)
+		b.after(defaultRescan)
+		if removed := n.removals(b.dir); removed != 1 || n.watches() != "001 creds" {
+			t.Errorf("removed %d times and watched: %s; want once and the directory among them", removed, n.watches())
+		}
+		b.after(time.Minute)
+		if removed := n.removals(b.dir); removed != 1 {
+			t.Errorf("removed %d times, though nothing has changed", removed)
 		}
 	})
 }

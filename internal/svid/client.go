@@ -75,6 +75,7 @@ type Config struct {
 type Client struct {
 	cfg      Config
 	endpoint endpoint
+	pause    backoff
 	streams  int // streams opened so far
 	// complained holds the failures told since the last success.
 	complained map[string]bool
@@ -109,7 +110,12 @@ func New(cfg Config) (*Client, error) {
 		cfg.BackoffMax = defaultBackoffMax
 	}
 	cfg.BackoffMax = max(cfg.BackoffMax, cfg.BackoffMin)
-	return &Client{cfg: cfg, endpoint: e, complained: make(map[string]bool)}, nil
+	return &Client{
+		cfg:        cfg,
+		endpoint:   e,
+		pause:      backoff{min: cfg.BackoffMin, max: cfg.BackoffMax},
+		complained: make(map[string]bool),
+	}, nil
 }
 
 func parseAddress(address string) (endpoint, error) {
@@ -138,7 +144,6 @@ func parseAddress(address string) (endpoint, error) {
 // other reason. It must be called only once.
 func (c *Client) Run(ctx context.Context) error {
 	c.report(rotation.WorkloadAPI{State: rotation.WorkloadAPIConnecting})
-	pause := backoff{min: c.cfg.BackoffMin, max: c.cfg.BackoffMax}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -148,9 +153,9 @@ func (c *Client) Run(ctx context.Context) error {
 			return nil
 		}
 		if answered {
-			pause.answered(time.Since(began))
+			c.pause.answered(time.Since(began))
 		}
-		timer.Reset(pause.next())
+		timer.Reset(c.pause.next())
 		select {
 		case <-ctx.Done():
 			return nil

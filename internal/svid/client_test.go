@@ -380,6 +380,29 @@ func TestTheServerRestarts(t *testing.T) {
 	if first.Stream != 1 || second.Stream != 2 || second.Leaf.Serial != "2" {
 		t.Errorf("issued on streams %d and %d, serial %s", first.Stream, second.Stream, second.Leaf.Serial)
 	}
+	// Only the first stream has ended, and the attempts that failed are none.
+	if c.stop(); c.under.pause.flaps != 1 {
+		t.Errorf("the pauses reckon with %d streams that ended, want 1", c.under.pause.flaps)
+	}
+}
+
+// A failure that comes again after a success is news again.
+func TestAFailureIsLoggedOncePerOutage(t *testing.T) {
+	t.Parallel()
+	path := socketPath(t)
+	c := run(t, Config{Address: "unix://" + path})
+	for range 2 {
+		for range 3 {
+			c.until(rotation.WorkloadAPIUnreachable, rotation.ReasonNoSocket)
+		}
+		s := serve(t, listenUnix(t, path), sendAndStay(message(t, 1)))
+		c.until(rotation.WorkloadAPIServing, "")
+		s.stop()
+	}
+	c.stop()
+	if got := strings.Count(c.log.String(), "reason=no_socket"); got < 2 || got > 3 {
+		t.Errorf("a failure of two outages is logged %d times:\n%s", got, c.log)
+	}
 }
 
 // A server that takes over within the first pause leaves no trace but the

@@ -172,6 +172,8 @@ type client struct {
 	issued chan rotation.Issuance
 	log    *syncBuffer
 	stop   func()
+	// under may be looked into after stop.
+	under *Client
 }
 
 // run starts a client, with short times unless the configuration has others.
@@ -199,6 +201,7 @@ func run(t *testing.T, cfg Config) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.under = under
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- under.Run(ctx) }()
