@@ -27,6 +27,8 @@ const (
 // Event is something that happened in the lab. It says what the lab did, not
 // what the watchdog made of it.
 type Event struct {
+	// Seq numbers the events of a pod from 1, without gaps.
+	Seq  uint64    `json:"seq"`
 	At   time.Time `json:"at"`
 	Kind EventKind `json:"kind"`
 	// Service and Stream say on which stream, where it is about one.
@@ -49,6 +51,7 @@ type timeline struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
+	seq     uint64
 	events  []Event
 	changed chan struct{} // closed at each event
 }
@@ -58,9 +61,10 @@ func newTimeline(log *slog.Logger) *timeline {
 }
 
 func (t *timeline) add(e Event) {
-	e.At = time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.seq++
+	e.Seq, e.At = t.seq, time.Now()
 	t.events = append(t.events, e)
 	if n := len(t.events) - eventsKept; n > 0 {
 		t.events = append([]Event(nil), t.events[n:]...)
