@@ -85,6 +85,10 @@ func conductFault(alter func(c *conduct, on bool), inject, heal effect, services
 // aged are the problems into which each interruption of renewal grows.
 var aged = []rotation.ProblemName{rotation.DeliveryOverdue, rotation.CertificateExpiring, rotation.CertificateExpired}
 
+// issuedAges are the problems into which an interruption of the Workload API
+// alone grows: the SVID that was seen last expires.
+var issuedAges = []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired}
+
 func and(names []rotation.ProblemName, more ...rotation.ProblemName) []rotation.ProblemName {
 	return append(append([]rotation.ProblemName(nil), names...), more...)
 }
@@ -114,21 +118,21 @@ func Faults() []Fault {
 		},
 		{
 			Name: "directory-orphaned", Summary: "The socket's directory on the node is deleted and made anew; this pod keeps the deleted one.",
-			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonDirectoryOrphaned,
+			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonDirectoryOrphaned, Follows: and(issuedAges, rotation.SDSStreamDown),
 			inject: orphan,
 			heal:   func(_ context.Context, p *Pod) error { return p.mount.remount(filepath.Dir(p.socket)) },
 		},
 		{
 			Name: "workload-api-silent", Summary: "New streams of the Workload API are accepted and never answered.",
-			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonSilent,
+			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonSilent, Follows: issuedAges,
 		},
 		{
 			Name: "workload-api-error", Summary: "The Workload API answers with an error.",
-			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonServerError,
+			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonServerError, Follows: issuedAges,
 		},
 		{
 			Name: "denied", Summary: "The Workload API says that the workload has no identity.",
-			Shows: rotation.WorkloadDenied,
+			Shows: rotation.WorkloadDenied, Follows: issuedAges,
 		},
 		{
 			Name: "issuance-stalled", Summary: "The stream of the Workload API stays open and brings no renewal.",

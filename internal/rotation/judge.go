@@ -147,16 +147,17 @@ func (j *judgement) workloadAPI() {
 	switch j.api.State {
 	case WorkloadAPIUnreachable:
 		if j.lasts(j.api.badSince) {
-			severity := Warning
-			if j.withinMargin() {
-				severity = Critical
-			}
-			j.raiseAs(severity, WorkloadUnreachable, Issued, j.api.Reason, j.api.Detail)
+			j.unreachable(j.api.Reason)
 		}
 		return
 	case WorkloadAPIDenied:
 		if j.lasts(j.api.badSince) {
 			j.raise(WorkloadDenied, Issued, ReasonNone, j.api.Detail)
+		}
+		return
+	case WorkloadAPIConnecting:
+		if !j.api.badSince.IsZero() && j.lasts(j.api.badSince) {
+			j.unreachable(ReasonSilent)
 		}
 		return
 	}
@@ -167,6 +168,15 @@ func (j *judgement) workloadAPI() {
 	if age, overdue := j.overdue(leaf); overdue {
 		j.raise(IssuanceOverdue, Issued, ReasonNone, age)
 	}
+}
+
+// unreachable raises workload_api_unreachable: worse, the less time is left.
+func (j *judgement) unreachable(reason Reason) {
+	severity := Warning
+	if j.withinMargin() {
+		severity = Critical
+	}
+	j.raiseAs(severity, WorkloadUnreachable, Issued, reason, j.api.Detail)
 }
 
 // overdue tells whether a leaf is older than the renewal interval and the

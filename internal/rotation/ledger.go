@@ -108,18 +108,22 @@ func (l *Ledger) RecordFiles(f CredentialFiles) {
 // RecordWorkloadAPI takes a state of the Workload API stream.
 func (l *Ledger) RecordWorkloadAPI(w WorkloadAPI) {
 	was, seen := l.api.State == WorkloadAPIServing, l.api.seen
+	if w.SocketAnswers == nil {
+		w.SocketAnswers = l.api.SocketAnswers // not known anew
+	}
 	l.api.WorkloadAPI = w
-	switch w.State {
-	case WorkloadAPIServing:
+	if w.State == WorkloadAPIServing {
 		l.api.seen = true
 		l.api.badSince = time.Time{}
 		l.api.lastGood = w.At
 		l.sourceEvent(w.At, SourceWorkloadAPI, seen, was, "")
-	case WorkloadAPIUnreachable, WorkloadAPIDenied:
+		return
+	}
+	if l.api.badSince.IsZero() {
+		l.api.badSince = w.At
+	}
+	if w.State != WorkloadAPIConnecting {
 		l.api.seen = true
-		if l.api.badSince.IsZero() {
-			l.api.badSince = w.At
-		}
 		l.sourceEvent(w.At, SourceWorkloadAPI, seen, was, w.problem())
 	}
 }

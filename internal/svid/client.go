@@ -320,7 +320,9 @@ func (c *Client) ended(err error, heard bool) {
 		return
 	}
 	// The end of a working stream says little: a server that restarts, a new
-	// one that takes over. What the next attempt finds is the news.
+	// one that takes over. What the next attempt finds is the news; until then,
+	// which may be some time, there is no stream.
+	c.report(rotation.WorkloadAPI{State: rotation.WorkloadAPIConnecting, Detail: tidy("the stream ended: " + describe(err))})
 	c.cfg.Log.Debug("the Workload API stream ended, opening another", "address", c.cfg.Address, "error", describe(err))
 }
 

@@ -364,7 +364,7 @@ func TestDeniedOnAWorkingStream(t *testing.T) {
 	want(t, c.state(), rotation.WorkloadAPIDenied, rotation.ReasonNone, "true")
 }
 
-// The end of a working stream is not told, but what comes after it, and soon.
+// The end of a working stream is told as that, and soon what comes after it.
 func TestTheServerRestarts(t *testing.T) {
 	t.Parallel()
 	path := socketPath(t)
@@ -372,8 +372,8 @@ func TestTheServerRestarts(t *testing.T) {
 	c := run(t, Config{Address: "unix://" + path})
 	want(t, c.state(), rotation.WorkloadAPIServing, "", "true")
 	s.stop()
-	got := c.state()
-	want(t, got, rotation.WorkloadAPIUnreachable, rotation.ReasonNoSocket, "false")
+	want(t, c.state(), rotation.WorkloadAPIConnecting, rotation.ReasonNone, "")
+	want(t, c.state(), rotation.WorkloadAPIUnreachable, rotation.ReasonNoSocket, "false")
 	serve(t, listenUnix(t, path), sendAndStay(message(t, 2)))
 	c.until(rotation.WorkloadAPIServing, "")
 	first, second := c.issuance(), c.issuance()
@@ -418,6 +418,9 @@ func TestAStreamEndsAndTheNextOneServes(t *testing.T) {
 	})
 	c := run(t, Config{Address: "unix://" + path})
 	for n := 1; n <= 3; n++ {
+		if n > 1 {
+			want(t, c.state(), rotation.WorkloadAPIConnecting, rotation.ReasonNone, "")
+		}
 		want(t, c.state(), rotation.WorkloadAPIServing, "", "true")
 		if got := c.issuance(); got.Stream != n {
 			t.Errorf("stream %d, want %d", got.Stream, n)
