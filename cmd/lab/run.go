@@ -185,6 +185,8 @@ func watchdogConfig(pod *lab.Pod) watchdog.Config {
 	// The budget is a share of time, and the lab's time runs sixty times
 	// faster: 0.5 % of an hour is 30 % of a minute.
 	cfg.BudgetPercent = 50
+	// The pauses of the Workload API client, up to 30 s, in the same measure.
+	cfg.StreamBackoff, cfg.AnswerTimeout = cfg.Grace/2, cfg.Grace
 	cfg.WebListenAddress = "127.0.0.1:0"
 	return cfg
 }

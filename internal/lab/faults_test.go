@@ -98,6 +98,7 @@ func watch(t *testing.T, pod *lab.Pod) *watchdog.Watchdog {
 	cfg.WorkloadAPIAddress = pod.SocketAddress()
 	cfg.EnvoyAdminAddress = pod.Envoy().AdminAddress()
 	cfg.PollInterval, cfg.Grace, cfg.ExpiryMargin = poll, grace, margin
+	cfg.StreamBackoff, cfg.AnswerTimeout = grace/2, grace
 	cfg.BudgetPercent = 100 // an hour is twelve seconds: so is the budget's
 	cfg.WebListenAddress = "127.0.0.1:0"
 	w, err := watchdog.New(cfg, slog.New(slog.DiscardHandler))
@@ -203,8 +204,6 @@ func bound(f lab.Fault) time.Duration {
 		return time.Second
 	case f.Shows == rotation.EnvoyUnreachable:
 		return 5*time.Second + grace + poll + slack // the look's own timeout
-	case f.Name == "workload-api-silent":
-		return 10*time.Second + grace + poll + slack // the stream's first answer
 	default:
 		return grace + poll + slack
 	}

@@ -157,7 +157,7 @@ func (j *judgement) workloadAPI() {
 		return
 	case WorkloadAPIConnecting:
 		if !j.api.badSince.IsZero() && j.lasts(j.api.badSince) {
-			j.unreachable(ReasonSilent)
+			j.unreachable(ReasonUndetermined)
 		}
 		return
 	}

@@ -219,6 +219,7 @@ var catalogue = []Definition{
 			{Reason: ReasonRefused, Cause: "The socket exists and nobody accepts connections on it.", Advice: "Start the identity provider on this node again: it left its socket behind."},
 			{Reason: ReasonSilent, Cause: "The server accepts connections and does not answer.", Advice: "The identity provider on this node hangs; restart it."},
 			{Reason: ReasonDirectoryOrphaned, Cause: "The mounted socket directory was deleted on the node: this pod will never see the new one.", Advice: "Only a new pod heals this: delete the pod, and find out why the directory on the node was replaced."},
+			{Reason: ReasonUndetermined, Cause: "The stream has ended or was never answered, and the next attempt has not told why yet."},
 			{Reason: ReasonServerError, Cause: "The server answers with an error.", Advice: "Read the error in the status and the identity provider's log on this node."},
 		},
 	},

@@ -39,6 +39,12 @@ type Config struct {
 	// certificate's lifetime.
 	RotationInterval, Grace, ExpiryMargin time.Duration
 
+	// StreamBackoff bounds the pause before a Workload API stream is opened
+	// again, AnswerTimeout the wait for its first answer; 0 for the defaults
+	// of package svid. They are no flags: only a lab, where an hour is a
+	// minute, has a use for others.
+	StreamBackoff, AnswerTimeout time.Duration
+
 	WebListenAddress  string
 	WebConfigFile     string
 	WebRuntimeMetrics bool
@@ -127,8 +133,10 @@ func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
 		return nil, err
 	}
 	w.svid, err = svid.New(svid.Config{
-		Address: cfg.WorkloadAPIAddress,
-		Log:     log.With("source", string(rotation.SourceWorkloadAPI)),
+		Address:       cfg.WorkloadAPIAddress,
+		BackoffMax:    cfg.StreamBackoff,
+		AnswerTimeout: cfg.AnswerTimeout,
+		Log:           log.With("source", string(rotation.SourceWorkloadAPI)),
 		State: func(s rotation.WorkloadAPI) {
 			w.record(func(l *rotation.Ledger) { l.RecordWorkloadAPI(s) })
 		},
