@@ -118,7 +118,7 @@ func Faults() []Fault {
 		},
 		{
 			Name: "directory-orphaned", Summary: "The socket's directory on the node is deleted and made anew; this pod keeps the deleted one.",
-			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonDirectoryOrphaned, Follows: and(issuedAges, rotation.SDSStreamDown),
+			Shows: rotation.WorkloadUnreachable, Reason: rotation.ReasonDirectoryOrphaned, Follows: and(aged, rotation.SDSStreamDown),
 			inject: orphan,
 			heal:   func(_ context.Context, p *Pod) error { return p.mount.remount(filepath.Dir(p.socket)) },
 		},
@@ -133,6 +133,10 @@ func Faults() []Fault {
 		{
 			Name: "denied", Summary: "The Workload API says that the workload has no identity.",
 			Shows: rotation.WorkloadDenied, Follows: issuedAges,
+		},
+		{
+			Name: "not-entitled", Summary: "The workload loses its identity: denied on the Workload API, unknown on SDS, where the trust bundle still comes.",
+			Shows: rotation.WorkloadDenied, Follows: and(aged, rotation.SDSStreamFlapping),
 		},
 		{
 			Name: "issuance-stalled", Summary: "The stream of the Workload API stays open and brings no renewal.",
@@ -235,6 +239,7 @@ func Faults() []Fault {
 		"workload-api-silent": {func(c *conduct, on bool) { c.mute = on }, cut, 0, []Service{WorkloadAPI}},
 		"workload-api-error":  {refuse(status.Error(codes.Unknown, "could not issue an SVID: the auth server cannot be reached")), 0, 0, []Service{WorkloadAPI}},
 		"denied":              {func(c *conduct, on bool) { c.noIdentity = on }, cut, 0, []Service{WorkloadAPI}},
+		"not-entitled":        {func(c *conduct, on bool) { c.noIdentity = on }, 0, 0, []Service{WorkloadAPI, SDS}},
 		"issuance-stalled":    {func(c *conduct, on bool) { c.stalled = on }, 0, push, []Service{WorkloadAPI}},
 		"renewal-stopped":     {func(c *conduct, on bool) { c.frozen = on }, 0, push, []Service{WorkloadAPI, SDS}},
 		"expired-svid":        {func(c *conduct, on bool) { c.expired = on }, push, push, []Service{WorkloadAPI, SDS}},
@@ -304,8 +309,8 @@ func removeFiles(_ context.Context, p *Pod) error {
 // deadSocket ends the server and leaves its socket file, which nobody serves.
 func deadSocket(_ context.Context, p *Pod) error { return p.server.stop() }
 
-// orphan replaces the socket's directory on the node. Envoy's path is the
-// node's, so that it finds the new socket; the pod's mount does not.
+// orphan replaces the socket's directory on the node. The pod's containers,
+// Envoy among them, still see the deleted one.
 func orphan(_ context.Context, p *Pod) error {
 	if !canOrphan {
 		return errors.New("this platform cannot show a deleted directory")

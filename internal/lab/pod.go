@@ -35,7 +35,7 @@ type Config struct {
 type Pod struct {
 	cfg      Config
 	dir      string
-	socket   string // as the identity provider and Envoy know it
+	socket   string // as the identity provider on the node knows it
 	mount    *mount // as the pod's containers see its directory
 	timeline *timeline
 	server   *server
@@ -97,9 +97,9 @@ func (p *Pod) start(ctx context.Context) (err error) {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.socket, Dir: p.dir, SDSStats: p.cfg.SDSStats})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats})
 	} else {
-		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.socket, SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
+		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}
 	if err != nil {
 		return err
@@ -109,7 +109,10 @@ func (p *Pod) start(ctx context.Context) (err error) {
 
 // SocketAddress is the address of the Workload API as the pod's containers
 // see it.
-func (p *Pod) SocketAddress() string { return "unix://" + p.mount.path(filepath.Base(p.socket)) }
+func (p *Pod) SocketAddress() string { return "unix://" + p.inPod() }
+
+// inPod is the path of the socket as the pod's containers see it.
+func (p *Pod) inPod() string { return p.mount.path(filepath.Base(p.socket)) }
 
 // SocketPath is the path of the socket on the node.
 func (p *Pod) SocketPath() string { return p.socket }
@@ -190,6 +193,8 @@ func (p *Pod) behave(service Service, alter func(*conduct)) {
 
 // Close ends everything and removes the pod's directory.
 func (p *Pod) Close() error {
+	p.mu.Lock() // a fault that is being injected comes to its end
+	defer p.mu.Unlock()
 	var errs []error
 	if p.envoy != nil {
 		errs = append(errs, p.envoy.Close())

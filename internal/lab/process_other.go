@@ -3,11 +3,24 @@
 package lab
 
 import (
+	"os/exec"
 	"path/filepath"
-	"syscall"
 )
 
-func childAttributes() *syscall.SysProcAttr { return nil }
+// startChild starts a process and returns a channel that is closed when it has
+// ended.
+func startChild(cmd *exec.Cmd) (<-chan struct{}, error) {
+	exited := make(chan struct{})
+	if err := cmd.Start(); err != nil {
+		close(exited)
+		return exited, err
+	}
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait() // that it ended is all that matters
+	}()
+	return exited, nil
+}
 
 // mount is the directory itself where there is no /proc.
 type mount struct{ dir string }

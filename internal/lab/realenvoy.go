@@ -40,7 +40,7 @@ type RealEnvoy struct {
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
-	exited chan struct{}
+	exited <-chan struct{}
 }
 
 // startTimeout bounds the start of Envoy: it takes a second, or several on a
@@ -115,7 +115,9 @@ type object = map[string]any
 func (e *RealEnvoy) bootstrap() object {
 	const (
 		tlsPackage = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
-		tcpProxy   = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+		manager    = "envoy.filters.network.http_connection_manager"
+		managerV3  = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+		routerV3   = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 		httpOption = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	)
 	sds := object{
@@ -142,6 +144,20 @@ func (e *RealEnvoy) bootstrap() object {
 	}
 	endpoint := func(name string, address object) object {
 		return object{"cluster_name": name, "endpoints": []any{object{"lb_endpoints": []any{object{"endpoint": object{"address": address}}}}}}
+	}
+	// The application answers by itself. A TCP proxy would not do: it closes
+	// the connection in the middle of the handshake when its upstream is not
+	// there.
+	application := object{
+		"@type": managerV3, "stat_prefix": "inbound",
+		"http_filters": []any{object{"name": "envoy.filters.http.router", "typed_config": object{"@type": routerV3}}},
+		"route_config": object{"virtual_hosts": []any{object{
+			"name": "front-end", "domains": []any{"*"},
+			"routes": []any{object{
+				"match":           object{"prefix": "/"},
+				"direct_response": object{"status": 200, "body": object{"inline_string": "Hello from the lab.\n"}},
+			}},
+		}}},
 	}
 	clusters := []any{object{
 		"name": "sds-grpc", "type": "STATIC", "connect_timeout": "1s", "alt_stat_name": "sds-grpc;",
@@ -175,9 +191,7 @@ func (e *RealEnvoy) bootstrap() object {
 			"listeners": []any{object{
 				"name": "virtualInbound", "address": socketAddress(e.listener),
 				"filter_chains": []any{object{
-					"filters": []any{object{"name": "tcp", "typed_config": object{
-						"@type": tcpProxy, "stat_prefix": "inbound", "cluster": "outbound|8000||upstream.lab.test",
-					}}},
+					"filters":          []any{object{"name": manager, "typed_config": application}},
 					"transport_socket": transport("DownstreamTlsContext", object{"require_client_certificate": true}),
 				}},
 			}},
@@ -207,15 +221,10 @@ func (e *RealEnvoy) Start(ctx context.Context) error {
 	// Not CommandContext: the process lives longer than the call.
 	cmd := exec.Command(e.cfg.Path, "-c", e.bootstrapPath(), "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "info") //nolint:gosec,noctx // see above
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = childAttributes()
-	if err := cmd.Start(); err != nil {
+	exited, err := startChild(cmd)
+	if err != nil {
 		return fmt.Errorf("start Envoy %s: %w", e.version, err)
 	}
-	exited := make(chan struct{})
-	go func() {
-		defer close(exited)
-		_ = cmd.Wait() // that it ended is all that matters
-	}()
 	e.mu.Lock()
 	e.cmd, e.exited = cmd, exited
 	e.mu.Unlock()

@@ -84,7 +84,9 @@ func newServer(issuer Issuer, ttl, renewal time.Duration, t *timeline) (*server,
 		return nil, err
 	}
 	if issuer == SPIRE {
+		s.mu.Lock() // the timer may fire at once
 		s.rotation = time.AfterFunc(renewal, s.rotateByTimer)
+		s.mu.Unlock()
 	}
 	return s, nil
 }
@@ -118,7 +120,13 @@ func (s *server) mint(c conduct) (*svid, error) {
 // listen serves on a unix socket. A file that is already there goes first, and
 // everybody may connect (teleport: lib/tbot/internal/listener; spire:
 // pkg/agent/endpoints).
+//
+// It does nothing while the server listens, so that faults which overlap can be
+// healed in any order.
 func (s *server) listen(path string) error {
+	if s.grpc != nil {
+		return nil
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the old socket: %w", err)
 	}
