@@ -1,0 +1,76 @@
+# `make` alone says what there is.
+.DEFAULT_GOAL := help
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+# How the shipped binary is built. Without grpcnotrace, gRPC brings in
+# html/template, which keeps the linker from dropping unused methods: 2.5 MB.
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BUILDFLAGS := -trimpath -tags grpcnotrace -ldflags '-s -w -X main.version=$(VERSION)'
+
+# The shipped binary must not grow beyond this.
+MAX_BINARY_BYTES := 16000000
+
+PLATFORMS := amd64 arm64
+IMAGE     ?= svid-watchdog:$(VERSION)
+
+.PHONY: help
+help: ## Say what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: build
+build: ## Build the watchdog into bin/
+	CGO_ENABLED=0 go build $(BUILDFLAGS) -o bin/ ./cmd/watchdog
+
+.PHONY: test
+test: ## Get what the tests need, run all of them, name what could not run
+	tools/test
+
+.PHONY: race
+race: ## Run the tests with the race detector
+	tools/test race
+
+.PHONY: lint
+lint: ## Run go vet and golangci-lint
+	go vet ./...
+	tools/neighbours golangci-lint
+	.neighbours/bin/golangci-lint run ./...
+
+.PHONY: fmt
+fmt: ## Format the code
+	gofmt -l -w $$(git ls-files '*.go')
+
+.PHONY: neighbours
+neighbours: ## Get the real Envoys and SPIRE into .neighbours/
+	tools/neighbours
+
+.PHONY: dist
+dist: ## Build the watchdog for the images into dist/
+	for arch in $(PLATFORMS); do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build $(BUILDFLAGS) -o dist/linux-$$arch/watchdog ./cmd/watchdog; \
+	done
+
+.PHONY: size
+size: dist ## Report the size of the binaries, and fail if one grew too big
+	@for arch in $(PLATFORMS); do \
+		bytes=$$(wc -c <dist/linux-$$arch/watchdog); \
+		echo "size: linux-$$arch $$bytes bytes of at most $(MAX_BINARY_BYTES)"; \
+		[ "$$bytes" -le $(MAX_BINARY_BYTES) ] || { echo "size: too big; 'go version -m' and 'go list -deps' say what is in it" >&2; exit 1; }; \
+	done
+
+.PHONY: image
+image: dist ## Build the container images with buildah, docker or podman
+	IMAGE=$(IMAGE) VERSION=$(VERSION) tools/image $(PLATFORMS)
+
+.PHONY: bench
+bench: ## Run the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for 20 seconds
+	tools/fuzz 20s
+
+.PHONY: clean
+clean: ## Remove what was built; .neighbours stays
+	rm -rf bin dist
