@@ -73,7 +73,6 @@ func (blank) end()                   {}
 type lines struct {
 	out   io.Writer
 	began time.Time
-	state rotation.State
 	err   string
 }
 

@@ -123,8 +123,7 @@ func (a *admin) explain(err error) error {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("no answer within %s: %w", a.timeout, context.DeadlineExceeded)
 	default:
-		var wrapped *url.Error
-		if errors.As(err, &wrapped) {
+		if wrapped, ok := errors.AsType[*url.Error](err); ok {
 			return wrapped.Err
 		}
 		return err

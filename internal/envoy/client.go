@@ -207,7 +207,7 @@ func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Tim
 	// The statistics before the dump: an update that arrives between the two
 	// then shows as a changed leaf without its count, never as a count
 	// without its leaf, which would look like a hollow update.
-	if everything || c.worth(askStats, now, !c.hideStats || now.Sub(c.asked[askStats]) >= statsRecheck, false) {
+	if everything || c.worth(askStats, !c.hideStats || now.Sub(c.asked[askStats]) >= statsRecheck, false) {
 		err := c.ask(ctx, o, askStats, statsQuery(c.cfg.IdentitySecret), maxStats, func(body *boundedReader) (err error) {
 			o.Stats, err = readSDSStats(body, c.cfg.IdentitySecret)
 			return err
@@ -225,7 +225,7 @@ func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Tim
 		return err
 	}
 
-	if everything || c.worth(askContexts, now, true, c.unsettled > 0) {
+	if everything || c.worth(askContexts, true, c.unsettled > 0) {
 		at := time.Now()
 		err := c.ask(ctx, o, askContexts, "/certs", maxContexts, func(body *boundedReader) (err error) {
 			o.Contexts, err = readContexts(body)
@@ -238,7 +238,7 @@ func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Tim
 	}
 	c.settle(o)
 
-	if everything || c.worth(askClusters, now, true, c.asked[askClusters].IsZero()) {
+	if everything || c.worth(askClusters, true, c.asked[askClusters].IsZero()) {
 		at := time.Now()
 		err := c.ask(ctx, o, askClusters, clustersQuery(c.cfg.SDSCluster), maxClusters, func(body *boundedReader) (err error) {
 			o.SDSCluster, err = readSDSCluster(body, c.cfg.SDSCluster)
@@ -264,7 +264,7 @@ func (c *Client) lookAtSecrets(ctx context.Context, o *rotation.Envoy, now time.
 	}
 	o.Secrets.At = at
 	missing := c.warming || len(o.Secrets.Identity) == 0 || len(o.Secrets.Bundle) == 0
-	if !everything && !c.worth(askWarming, now, missing || now.Sub(c.asked[askWarming]) >= warmingRecheck, missing) {
+	if !everything && !c.worth(askWarming, missing || now.Sub(c.asked[askWarming]) >= warmingRecheck, missing) {
 		return nil
 	}
 	path = secretsQuery("dynamic_warming_secrets", warmingMask, c.cfg.IdentitySecret, c.cfg.BundleSecret)
@@ -328,7 +328,7 @@ func (c *Client) restarted(started time.Time) bool {
 
 // worth tells whether a question is to be asked in this look: due, and within
 // the budget.
-func (c *Client) worth(q question, now time.Time, due, urgent bool) bool {
+func (c *Client) worth(q question, due, urgent bool) bool {
 	if c.asked[q].IsZero() {
 		due, urgent = true, true // never asked in this life of Envoy
 	}
@@ -363,9 +363,9 @@ func (c *Client) failed(o rotation.Envoy, err error) rotation.Envoy {
 // complain logs an error once for as long as it stays the same, and its end.
 // At debug level: the ledger's transitions are the log for people.
 func (c *Client) complain(text string) {
-	switch {
-	case text == c.lastErr:
-	case text == "":
+	switch text {
+	case c.lastErr:
+	case "":
 		c.cfg.Log.Debug("Envoy answers again", "address", c.cfg.Address)
 	default:
 		c.cfg.Log.Debug("Envoy does not answer", "error", text)

@@ -338,7 +338,7 @@ func TestPollsSoonerAfterANudge(t *testing.T) {
 		})
 		p := newPipe()
 		server := &http.Server{Handler: s}
-		go server.Serve(p)
+		go func() { _ = server.Serve(p) }() // ends with Close
 		cfg := config("http://envoy.test")
 		cfg.BudgetPercent = 50
 		var mu sync.Mutex

@@ -207,9 +207,9 @@ func (w *Watcher) drop() {
 // notes why polling is needed, if it is.
 func (w *Watcher) arm() {
 	reason := w.tryArm()
-	switch {
-	case reason == w.polling:
-	case reason == "":
+	switch reason {
+	case w.polling:
+	case "":
 		w.cfg.Log.Info("watching the credentials directory with inotify again", "dir", w.cfg.Dir)
 	default:
 		w.cfg.Log.Warn("cannot watch the credentials directory, polling it instead", "dir", w.cfg.Dir, "reason", reason)

@@ -82,7 +82,7 @@ func (s *script) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 	for {
 		request, err := stream.Recv()
 		if err != nil {
-			return nil // the client is gone
+			return nil //nolint:nilerr // the client is gone
 		}
 		if request.GetResponseNonce() != "" {
 			s.answers <- request

@@ -73,7 +73,6 @@ type run struct {
 	t        *testing.T
 	pod      *lab.Pod
 	watchdog *watchdog.Watchdog
-	log      *strings.Builder
 }
 
 func start(t *testing.T, cfg lab.Config) *run {

@@ -150,7 +150,7 @@ func (p *Pod) Heal(ctx context.Context, name string) error {
 	return p.turn(ctx, name, false)
 }
 
-// ErrUnknownFault: no fault has this name.
+// ErrUnknownFault says that no fault has this name.
 var ErrUnknownFault = errors.New("no such fault")
 
 func (p *Pod) turn(ctx context.Context, name string, on bool) error {

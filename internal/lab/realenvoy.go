@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -137,9 +138,7 @@ func (e *RealEnvoy) bootstrap() object {
 	}
 	transport := func(kind string, more object) object {
 		config := object{"@type": tlsPackage + kind, "common_tls_context": common}
-		for k, v := range more {
-			config[k] = v
-		}
+		maps.Copy(config, more)
 		return object{"name": "envoy.transport_sockets.tls", "typed_config": config}
 	}
 	endpoint := func(name string, address object) object {

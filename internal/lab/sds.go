@@ -29,13 +29,13 @@ func (s *server) StreamSecrets(rpc secretservice.SecretDiscoveryService_StreamSe
 	st := s.open(SDS)
 	defer func() { s.closed(st, err) }()
 	requests := make(chan *discovery.DiscoveryRequest)
-	broken := make(chan error, 1)
+	broken := make(chan struct{})
 	ctx := rpc.Context()
 	go func() {
 		for {
 			r, err := rpc.Recv()
 			if err != nil {
-				broken <- err
+				close(broken)
 				return
 			}
 			select {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,7 +137,7 @@ func (s *server) listen(path string) error {
 	}
 	// What becomes of the file is for the faults to say.
 	listener.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, 0o777); err != nil {
+	if err := os.Chmod(path, 0o777); err != nil { //nolint:gosec // as the real ones do
 		_ = listener.Close()
 		return fmt.Errorf("open the socket to everybody: %w", err)
 	}
@@ -286,12 +287,7 @@ func (st *stream) wantsIdentity() bool {
 	if st.service == WorkloadAPI || len(st.names) == 0 {
 		return true
 	}
-	for _, name := range st.names {
-		if name == identitySecret {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(st.names, identitySecret)
 }
 
 func (s *server) open(service Service) *stream {

@@ -72,7 +72,7 @@ type Pod struct {
 	// Files are the credential files that exist.
 	Files []rotation.CredentialFile
 
-	issued  int
+	issued  uint64
 	api     svid
 	shared  svid
 	stream  int
@@ -137,7 +137,7 @@ func (p *Pod) issue(now time.Time) svid {
 		SPIFFEID: ID, Serial: fmt.Sprintf("%x", p.issued), Issuer: "CN=example.test",
 		NotBefore: wall.Add(-backdate(p.cfg.Issuer)), NotAfter: wall.Add(p.cfg.TTL),
 	}
-	binary.BigEndian.PutUint64(c.SHA256[:], uint64(p.issued))
+	binary.BigEndian.PutUint64(c.SHA256[:], p.issued)
 	c.Chain = [][]byte{[]byte("good")}
 	return svid{c, now}
 }

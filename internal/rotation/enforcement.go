@@ -240,6 +240,10 @@ func (l *Ledger) sawHollow(at time.Time, n uint64) {
 	l.event(Event{At: at, Type: EventHollowUpdate, Stage: Delivered, Message: "An update of the identity secret changed nothing."})
 }
 
+// maxUpdates bounds what two looks at a counter may differ by: an answer that
+// says more is no count of anything.
+const maxUpdates = 1 << 20
+
 // recordStats reads the subscription's counters. They are asked before the
 // dump of the same look, so a change may show in the dump before its count:
 // only a count that has found no change one look later is a hollow update.
@@ -257,7 +261,7 @@ func (l *Ledger) recordStats(s SDSStats) {
 		l.sawHollow(s.At, uint64(e.surplus))
 		e.surplus = 0
 	}
-	e.surplus += int64(s.UpdateSuccess - was.UpdateSuccess)
+	e.surplus += int64(min(s.UpdateSuccess-was.UpdateSuccess, maxUpdates))
 	if n := s.UpdateRejected - was.UpdateRejected; n > 0 {
 		l.rejected += n
 		if len(e.refused) == 0 {

@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	defaultAnswerTimeout = 10 * time.Second
-	defaultBackoffMin    = time.Second
-	defaultBackoffMax    = 30 * time.Second
+	defaultAnswerTimeout  = 10 * time.Second
+	defaultFirstBackoff   = time.Second
+	defaultLongestBackoff = 30 * time.Second
 
 	// patience is how many answer timeouts a silent stream is kept open. Its
 	// server may only be slow (tbot asks the auth server first), and a new
@@ -104,10 +104,10 @@ func New(cfg Config) (*Client, error) {
 		cfg.AnswerTimeout = defaultAnswerTimeout
 	}
 	if cfg.BackoffMin <= 0 {
-		cfg.BackoffMin = defaultBackoffMin
+		cfg.BackoffMin = defaultFirstBackoff
 	}
 	if cfg.BackoffMax <= 0 {
-		cfg.BackoffMax = defaultBackoffMax
+		cfg.BackoffMax = defaultLongestBackoff
 	}
 	cfg.BackoffMax = max(cfg.BackoffMax, cfg.BackoffMin)
 	return &Client{

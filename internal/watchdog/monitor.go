@@ -91,7 +91,7 @@ func (m *monitor) logEvents(ctx context.Context, v rotation.Verdict) {
 		if e.Type == rotation.EventSourceDown {
 			level = slog.LevelWarn
 		}
-		attrs := []slog.Attr{slog.String("message", e.Message)}
+		attrs := []slog.Attr{slog.String("event", string(e.Type)), slog.String("detail", e.Message)}
 		if e.Stage != "" {
 			attrs = append(attrs, slog.String("stage", string(e.Stage)))
 		}
@@ -109,6 +109,6 @@ func (m *monitor) logEvents(ctx context.Context, v rotation.Verdict) {
 				attrs = append(attrs, slog.String("advice", p.Advice))
 			}
 		}
-		m.log.LogAttrs(ctx, level, string(e.Type), attrs...)
+		m.log.LogAttrs(ctx, level, "transition", attrs...)
 	}
 }
