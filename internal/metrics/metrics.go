@@ -1,6 +1,6 @@
 // Package metrics turns verdicts into Prometheus metrics. Users build alerts
-// on the names, so they change only with a major version; docs/metrics.md is
-// kept equal to them by a test.
+// on the names, so they change only with a major version: golden files hold
+// the whole page.
 //
 // Each scrape takes one verdict and makes all series from it, so that no
 // scrape shows half of a change. What was never seen is absent, never zero:

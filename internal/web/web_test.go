@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"golang.org/x/crypto/bcrypt"
 
 	"svid-watchdog/internal/rotation"
 	"svid-watchdog/internal/web"
@@ -149,10 +151,6 @@ func TestNotReadyBeforeAJudgement(t *testing.T) {
 	}
 }
 
-const testUsers = `basic_auth_users:
-  scraper: $2y$10$0000000000000000000000000000000000000000000000000000
-`
-
 func TestBadWebConfig(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -184,8 +182,12 @@ func TestBadWebConfig(t *testing.T) {
 }
 
 func TestBasicAuth(t *testing.T) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("right"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(t.TempDir(), "web.yml")
-	if err := os.WriteFile(path, []byte(testUsers), 0o600); err != nil {
+	if err := os.WriteFile(path, fmt.Appendf(nil, "basic_auth_users:\n  scraper: %s\n", hash), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cfg := config()
@@ -194,9 +196,11 @@ func TestBasicAuth(t *testing.T) {
 	if status, _, _ := ask(t, "GET", base+"/metrics", nil); status != http.StatusUnauthorized {
 		t.Errorf("without a password: %d", status)
 	}
-	status, _, _ := ask(t, "GET", base+"/metrics", func(r *http.Request, _ *http.Transport) { r.SetBasicAuth("scraper", "wrong") })
-	if status != http.StatusUnauthorized {
-		t.Errorf("with a wrong password: %d", status)
+	for password, want := range map[string]int{"wrong": http.StatusUnauthorized, "right": http.StatusOK} {
+		status, _, _ := ask(t, "GET", base+"/metrics", func(r *http.Request, _ *http.Transport) { r.SetBasicAuth("scraper", password) })
+		if status != want {
+			t.Errorf("with the %s password: %d, want %d", password, status, want)
+		}
 	}
 }
 
