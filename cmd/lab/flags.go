@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
@@ -56,7 +57,7 @@ func (p *plan) Set(value string) error {
 		next.after = after
 	}
 	*p = append(*p, next)
-	slices.SortStableFunc(*p, func(a, b planned) int { return int(a.after - b.after) })
+	slices.SortStableFunc(*p, func(a, b planned) int { return cmp.Compare(a.after, b.after) })
 	return nil
 }
 
