@@ -73,6 +73,7 @@ type Pod struct {
 	Files []rotation.CredentialFile
 
 	issued  uint64
+	ca      byte // grows with each change of the CA
 	api     svid
 	shared  svid
 	stream  int
@@ -193,7 +194,7 @@ func (p *Pod) Advance(now time.Time) {
 		p.sent = &rotation.Issuance{
 			At: now, Stream: p.stream, Leaf: p.api.cert, SPIFFEIDs: []string{ID},
 			Bundle: rotation.TrustBundle{TrustDomain: "example.test", Authorities: []rotation.Authority{{
-				SHA256: rotation.Fingerprint{1}, NotAfter: p.envoyStart.Add(10 * 365 * 24 * time.Hour),
+				SHA256: rotation.Fingerprint{1, p.ca}, NotAfter: p.envoyStart.Add(10 * 365 * 24 * time.Hour),
 			}}},
 		}
 	}
@@ -229,6 +230,25 @@ func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
 		s.due = now.Add(p.cfg.Renewal)
 	}
 	p.deliver(s, now)
+}
+
+// RenewNow renews on all streams out of turn, as a change of the local CA
+// makes tbot do.
+func (p *Pod) RenewNow(now time.Time) {
+	p.ca++
+	p.shared = svid{}
+	p.apiDue = now
+	for _, s := range p.streams {
+		s.due = now
+	}
+}
+
+// Resent makes the SDS side send once what it had sent before, as SPIRE does
+// when anything of the workload changes, and tbot with a federated bundle.
+func (p *Pod) Resent(now time.Time) {
+	for _, s := range p.streams {
+		p.deliver(s, now)
+	}
 }
 
 // Push makes the SDS side send something at once.

@@ -111,6 +111,17 @@ type TrustBundle struct {
 	Authorities []Authority
 }
 
+// fingerprint identifies the set of authorities; their order does not matter.
+func (b TrustBundle) fingerprint() Fingerprint {
+	var sum Fingerprint
+	for _, a := range b.Authorities {
+		for i, octet := range a.SHA256 {
+			sum[i] ^= octet
+		}
+	}
+	return sum
+}
+
 // NotAfter is the end of the validity of the authority that expires first,
 // or the zero time for an empty bundle.
 func (b TrustBundle) NotAfter() time.Time {

@@ -357,7 +357,7 @@ func (j *judgement) deliveryReason(hollow bool) Reason {
 // of one name legitimately give two leaves.
 func (j *judgement) contexts() {
 	delivered, loaded := j.stages[Delivered], j.stages[Loaded]
-	if j.has(UpdateRejected) || j.envoy.contexts == nil || len(delivered.current) == 0 || len(loaded.current) == 0 {
+	if j.envoy.contexts == nil || len(delivered.current) == 0 || len(loaded.current) == 0 {
 		return
 	}
 	for _, leaf := range delivered.current {
@@ -412,12 +412,7 @@ func (j *judgement) verify(leaf Certificate) error {
 	if j.cfg.Verify == nil || len(leaf.Chain) == 0 || len(j.issuedBundle.Authorities) == 0 {
 		return nil
 	}
-	var bundle Fingerprint
-	for _, a := range j.issuedBundle.Authorities { // order does not matter
-		for i, b := range a.SHA256 {
-			bundle[i] ^= b
-		}
-	}
+	bundle := j.issuedBundle.fingerprint()
 	cache := &j.verifiedLeaf
 	if !cache.known || cache.leaf != leaf.SHA256 || cache.bundle != bundle {
 		cache.leaf, cache.bundle, cache.known = leaf.SHA256, bundle, true

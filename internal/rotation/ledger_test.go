@@ -277,6 +277,81 @@ func TestRejectedThenResent(t *testing.T) {
 	})
 }
 
+// TestWithinTheGrace: what heals itself within the grace is no problem.
+func TestWithinTheGrace(t *testing.T) {
+	no := false
+	for name, turn := range map[string]func(*podsim.Pod, bool){
+		"workload API": func(p *podsim.Pod, on bool) {
+			if p.APIState = nil; on {
+				p.APIState = &rotation.WorkloadAPI{State: rotation.WorkloadAPIUnreachable, Reason: rotation.ReasonNoSocket, SocketAnswers: &no}
+			}
+		},
+		"denied": func(p *podsim.Pod, on bool) {
+			if p.APIState = nil; on {
+				p.APIState = &rotation.WorkloadAPI{State: rotation.WorkloadAPIDenied}
+			}
+		},
+		"sds":       func(p *podsim.Pod, on bool) { p.SDSDown = on },
+		"admin":     func(p *podsim.Pod, on bool) { p.AdminDown = on },
+		"contexts":  func(p *podsim.Pod, on bool) { p.StuckHalf = on },
+		"all of it": func(p *podsim.Pod, on bool) { p.SDSClosed, p.AdminDown = on, on },
+	} {
+		t.Run(name, func(t *testing.T) {
+			everyPod(t, func(t *testing.T, cfg podsim.Config) {
+				l := begin(t, cfg)
+				l.run(2*time.Hour + 3*time.Minute)
+				for range 5 {
+					turn(l.pod, true)
+					l.run(grace - poll)
+					turn(l.pod, false)
+					l.run(5 * time.Minute)
+				}
+				l.quiet()
+				if v := l.ledger.Judge(l.now); v.State != rotation.Healthy {
+					t.Errorf("state %s", v.State)
+				}
+			})
+		})
+	}
+}
+
+// TestRenewalsOutOfTurn: a CA rotation makes short distances between two
+// SVIDs, which must not make later ones look overdue.
+func TestRenewalsOutOfTurn(t *testing.T) {
+	everyPod(t, func(t *testing.T, cfg podsim.Config) {
+		for _, settled := range []time.Duration{5 * time.Minute, 3*time.Hour + 5*time.Minute} {
+			l := begin(t, cfg)
+			l.run(settled)
+			for range 3 {
+				l.pod.RenewNow(l.now)
+				l.run(4 * time.Minute)
+			}
+			l.run(2 * time.Hour)
+			l.quiet()
+		}
+	})
+}
+
+// TestEarlyResend: an unchanged SVID that is sent again before its rotation
+// point means nothing, also when renewal stops for another reason later.
+func TestEarlyResend(t *testing.T) {
+	everyPod(t, func(t *testing.T, cfg podsim.Config) {
+		l := begin(t, cfg)
+		l.run(3*time.Hour + 3*time.Minute)
+		l.pod.Resent(l.now)
+		l.run(time.Minute)
+		l.quiet()
+		l.pod.SDSSilent = true
+		v := l.run(ttl/2 + grace + poll)
+		if !v.Has(rotation.DeliveryOverdue) || v.Has(rotation.HollowUpdate) {
+			t.Errorf("want delivery_overdue and no hollow_update: %v", names(v))
+		}
+		if visible := !cfg.Modern || cfg.Stats; (v.HollowUpdates == 1) != visible {
+			t.Errorf("%d hollow updates counted", v.HollowUpdates)
+		}
+	})
+}
+
 // TestUnknownIsNotHealthy: nothing seen, or not everything, is unknown.
 func TestUnknownIsNotHealthy(t *testing.T) {
 	l := begin(t, podsim.Config{Issuer: podsim.Tbot, TTL: ttl})

@@ -10,6 +10,7 @@ import (
 type renewal struct {
 	stream   int
 	previous Certificate
+	bundle   Fingerprint
 	life     time.Duration // of the latest leaf, from its receipt
 	// gaps are the latest distances between two leaves of one stream, leads
 	// the latest distances from not-before to receipt.
@@ -17,8 +18,8 @@ type renewal struct {
 }
 
 // gapsKept is how many distances are remembered; the longest of them is the
-// interval. Renewals out of turn (a CA rotation) make short ones, which must
-// not make later renewals look overdue.
+// interval: a renewal out of turn makes a short one, which must not make later
+// renewals look overdue.
 const gapsKept = 4
 
 // leadsKept is how many leads are remembered; the shortest counts, since a
@@ -28,12 +29,14 @@ const leadsKept = 8
 // learn takes a leaf that is new on the stream. The distance is taken between
 // the two not-befores: a stream that was joined halfway through a leaf's life
 // then still shows the whole distance. It only counts within one stream, as
-// each new stream makes tbot issue anew.
+// each new stream makes tbot issue anew, and under one trust bundle, as a CA
+// rotation does too.
 func (r *renewal) learn(i Issuance) {
-	if gap := i.Leaf.NotBefore.Sub(r.previous.NotBefore); r.stream == i.Stream && !r.previous.NotBefore.IsZero() && gap > 0 {
+	gap, bundle := i.Leaf.NotBefore.Sub(r.previous.NotBefore), i.Bundle.fingerprint()
+	if r.stream == i.Stream && r.bundle == bundle && !r.previous.NotBefore.IsZero() && gap > 0 {
 		r.gaps = keep(r.gaps, gap, gapsKept)
 	}
-	r.stream, r.previous = i.Stream, i.Leaf
+	r.stream, r.previous, r.bundle = i.Stream, i.Leaf, bundle
 	r.life = i.Leaf.NotAfter.Sub(i.At.Round(0))
 	r.leads = keep(r.leads, i.At.Round(0).Sub(i.Leaf.NotBefore), leadsKept)
 }
@@ -44,14 +47,14 @@ func keep(list []time.Duration, d time.Duration, n int) []time.Duration {
 }
 
 // learned is the renewal interval, if two leaves of one stream were seen.
-// While only few were, it is taken to be at least a quarter of the lifetime.
+// While only few were, it is taken to be at least a third of the lifetime.
 func (r *renewal) learned() (time.Duration, bool) {
 	if len(r.gaps) == 0 {
 		return 0, false
 	}
 	interval := slices.Max(r.gaps)
 	if len(r.gaps) < gapsKept {
-		interval = max(interval, r.life/4)
+		interval = max(interval, r.life/3)
 	}
 	return interval, true
 }

@@ -44,9 +44,10 @@ func watch(t *testing.T, pod *podsim.Pod) (*monitor, *buffer) {
 			t.Error(err)
 		}
 	})
-	wg.Go(func() { // the pod lives, and the Workload API brings what it brings
+	wg.Go(func() { // the pod lives; what it brings comes at once, Envoy is looked at each poll
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
+		var looked time.Time
 		for {
 			now := time.Now()
 			pod.Advance(now)
@@ -56,27 +57,17 @@ func watch(t *testing.T, pod *podsim.Pod) (*monitor, *buffer) {
 					l.RecordIssuance(*i)
 				})
 			}
+			if looked.IsZero() || now.Sub(looked) >= DefaultConfig().PollInterval {
+				looked = now
+				m.record(func(l *rotation.Ledger) {
+					l.RecordFiles(pod.CredentialFiles(now))
+					l.RecordEnvoy(pod.Envoy(now))
+				})
+			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-			}
-		}
-	})
-	wg.Go(func() { // Envoy and the files are looked at
-		poll := time.NewTicker(DefaultConfig().PollInterval)
-		defer poll.Stop()
-		for {
-			synctest.Wait()
-			now := time.Now()
-			m.record(func(l *rotation.Ledger) {
-				l.RecordFiles(pod.CredentialFiles(now))
-				l.RecordEnvoy(pod.Envoy(now))
-			})
-			select {
-			case <-ctx.Done():
-				return
-			case <-poll.C:
 			}
 		}
 	})
