@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -275,5 +276,40 @@ func TestPromtool(t *testing.T) {
 	cmd.Stdin = strings.NewReader(s.get("/metrics"))
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestHangingNeighbours: the metrics answer while every neighbour takes
+// connections and never says a word.
+func TestHangingNeighbours(t *testing.T) {
+	dir, err := os.MkdirTemp("", "svid-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, name := range []string{"socket", "admin"} {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+	}
+	s := startWatchdog(t, append(alone(dir), "--rotation.grace=1s")...)
+	s.until(30*time.Second, "both to be called unreachable", func(v rotation.Verdict) bool {
+		p, told := v.Find(rotation.WorkloadUnreachable)
+		return told && p.Reason == rotation.ReasonSilent && v.Has(rotation.EnvoyUnreachable)
+	})
+	begin := time.Now()
+	page := s.get("/metrics")
+	if took := time.Since(begin); took > 100*time.Millisecond || !strings.Contains(page, `svid_watchdog_problem{problem="envoy_unreachable"} 1`) {
+		t.Errorf("the metrics answered after %s:\n%s", took, page)
+	}
+	told := time.Now()
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-s.exited
+	if took := time.Since(told); took > time.Second {
+		t.Errorf("ended after %s", took)
 	}
 }
