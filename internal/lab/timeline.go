@@ -19,9 +19,6 @@ const (
 	Refused       EventKind = "refused" // a NACK
 	FaultInjected EventKind = "fault_injected"
 	FaultHealed   EventKind = "fault_healed"
-	EnvoyStarted  EventKind = "envoy_started"
-	EnvoyStopped  EventKind = "envoy_stopped"
-	EnvoyDied     EventKind = "envoy_died"
 )
 
 // Event is something that happened in the lab. It says what the lab did, not
