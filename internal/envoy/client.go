@@ -184,7 +184,9 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		return c.failed(o, err)
 	}
 	o.Version, o.State = info.version, info.state
-	o.Started = now.Add(-info.uptime)
+	// By the wall clock alone, as Envoy counts its uptime: the start then
+	// stays where it is when the clock is set.
+	o.Started = now.Add(-info.uptime).Round(0)
 	if c.restarted(o.Started) {
 		c.cfg.Log.Info("Envoy started", "version", o.Version, "uptime", info.uptime)
 	}

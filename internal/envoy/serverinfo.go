@@ -3,6 +3,7 @@ package envoy
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,12 @@ type serverInfo struct {
 // maxServerInfo bounds /server_info. It takes 100 to 125 KB, nearly all of it
 // the list of extensions.
 const maxServerInfo = 4 << 20
+
+// maxUptime bounds what can be an uptime, in seconds. It may be longer than
+// any Envoy has lived, or negative: Envoy subtracts two readings of the wall
+// clock (envoy: source/server/admin/server_info_handler.cc), which may have
+// been set in between.
+const maxUptime = 5e9
 
 // readServerInfo reads /server_info. Envoy prints its fields in the order of
 // their numbers (admin/v3/server_info.proto), the ones wanted first, so the
@@ -57,7 +64,7 @@ func readServerInfo(body *boundedReader) (serverInfo, error) {
 	// A protobuf Duration in JSON is decimal seconds with an s (protobuf's
 	// JSON mapping), which may have more digits than a float holds well.
 	seconds, err := strconv.ParseFloat(strings.TrimSuffix(uptime, "s"), 64)
-	if err != nil || !strings.HasSuffix(uptime, "s") || seconds < 0 || seconds > 1e9 {
+	if err != nil || !strings.HasSuffix(uptime, "s") || !(math.Abs(seconds) <= maxUptime) {
 		return info, fmt.Errorf("uptime %q is not a duration", uptime)
 	}
 	info.uptime = time.Duration(seconds * float64(time.Second))

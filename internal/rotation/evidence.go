@@ -116,8 +116,9 @@ type Envoy struct {
 	// before it; the parts that did answer hold.
 	Incomplete string
 	// Started is when Envoy's present life began (the look's time less the
-	// uptime), zero when unknown. It wobbles by the precision of the uptime:
-	// one second.
+	// uptime), zero when unknown, as a time of the wall clock alone, since
+	// Envoy counts its uptime by that. It wobbles by the precision of the
+	// uptime: one second.
 	Started time.Time
 	// Version is Envoy's version, for example 1.40.0; empty when unknown.
 	Version string
