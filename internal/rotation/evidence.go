@@ -223,3 +223,34 @@ type SDSStats struct {
 	// UpdateRejected refused ones.
 	UpdateSuccess, UpdateRejected uint64
 }
+
+// HandshakeFailure is why a TLS handshake showed no certificate.
+type HandshakeFailure string
+
+// The ways in which a TLS handshake fails.
+const (
+	// HandshakeOK: a certificate was shown.
+	HandshakeOK HandshakeFailure = ""
+	// HandshakeRefused: nobody accepts connections at the address.
+	HandshakeRefused HandshakeFailure = "refused"
+	// HandshakeSilent: no answer came in time.
+	HandshakeSilent HandshakeFailure = "silent"
+	// HandshakeClosed: the connection was closed before a certificate was
+	// shown, as Envoy does while it has no secret (envoy: NotReadySslSocket).
+	HandshakeClosed HandshakeFailure = "closed"
+	// HandshakeNotTLS: something answered that does not speak TLS.
+	HandshakeNotTLS HandshakeFailure = "not_tls"
+	// HandshakeFailed: anything else.
+	HandshakeFailed HandshakeFailure = "failed"
+)
+
+// Handshake is one TLS handshake with Envoy's listener.
+type Handshake struct {
+	// At is when the handshake was over.
+	At time.Time
+	// Leaf is the certificate that was shown, nil if none was.
+	Leaf *Certificate
+	// Failure says why none was shown, Err the same in one sentence.
+	Failure HandshakeFailure
+	Err     string
+}
