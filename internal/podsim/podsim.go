@@ -54,6 +54,16 @@ type Pod struct {
 	// SDSSilent makes the SDS side send nothing more; SDSDown cuts its streams
 	// and refuses new ones by connection, SDSClosed by closing each at once.
 	SDSSilent, SDSDown, SDSClosed bool
+	// SDSFlapping makes the SDS side answer each stream and close it soon
+	// after; NotEntitled makes it close the streams of the identity alone.
+	SDSFlapping, NotEntitled bool
+	// BundleStuck makes the SDS side send no new trust bundle.
+	BundleStuck bool
+	// SecondWarms adds a provider of the identity that is never answered.
+	SecondWarms bool
+	// ListenerDown makes handshakes fail, ServedStuck shows in them what was
+	// shown when it was set.
+	ListenerDown, ServedStuck bool
 	// APISilent makes the Workload API bring nothing more; APIState, if set,
 	// is what it answers instead.
 	APISilent bool
@@ -73,7 +83,10 @@ type Pod struct {
 	Files []rotation.CredentialFile
 
 	issued  uint64
-	ca      byte // grows with each change of the CA
+	ca      byte   // grows with each change of the CA
+	cas     []byte // the authorities of the trust bundle
+	held    []byte // those that Envoy was delivered
+	shown   *rotation.Certificate
 	api     svid
 	shared  svid
 	stream  int
@@ -101,6 +114,7 @@ type sdsStream struct {
 	updated time.Time
 	version time.Time
 	loaded  rotation.Certificate
+	tried   time.Time
 	active  bool
 	up      bool
 }
@@ -118,7 +132,7 @@ func New(cfg Config, start time.Time) *Pod {
 	if cfg.Streams == 0 {
 		cfg.Streams = 1
 	}
-	p := &Pod{cfg: cfg}
+	p := &Pod{cfg: cfg, cas: []byte{0}}
 	p.RestartEnvoy(start)
 	return p
 }
@@ -158,7 +172,7 @@ func (p *Pod) fresh(now time.Time) svid {
 func (p *Pod) RestartEnvoy(now time.Time) {
 	p.envoyStart = now
 	p.success, p.rejected, p.connectFail, p.requests = 0, 0, 0, 0
-	p.streams = nil
+	p.streams, p.held, p.shown = nil, nil, nil
 	for range p.cfg.Streams {
 		p.streams = append(p.streams, &sdsStream{})
 	}
@@ -193,14 +207,30 @@ func (p *Pod) Advance(now time.Time) {
 		p.apiDue = p.api.born.Add(p.cfg.Renewal)
 		p.sent = &rotation.Issuance{
 			At: now, Stream: p.stream, Leaf: p.api.cert, SPIFFEIDs: []string{ID},
-			Bundle: rotation.TrustBundle{TrustDomain: "example.test", Authorities: []rotation.Authority{{
-				SHA256: rotation.Fingerprint{1, p.ca}, NotAfter: p.envoyStart.Add(10 * 365 * 24 * time.Hour),
-			}}},
+			Bundle: p.bundle(p.cas),
 		}
+	}
+	if !p.SDSDown && !p.SDSClosed && !p.SDSSilent && (!p.BundleStuck || p.held == nil) {
+		p.held = p.cas
 	}
 	for _, s := range p.streams {
 		p.advanceStream(s, now)
 	}
+}
+
+// tries is how far apart Envoy's tries are on average, once its backoff has
+// grown to 30 s (envoy: grpc_stream.h).
+const tries = 15 * time.Second
+
+// farFuture is the end of every simulated authority.
+var farFuture = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func (p *Pod) bundle(cas []byte) rotation.TrustBundle {
+	b := rotation.TrustBundle{TrustDomain: "example.test"}
+	for _, ca := range cas {
+		b.Authorities = append(b.Authorities, rotation.Authority{SHA256: rotation.Fingerprint{1, ca}, NotAfter: farFuture})
+	}
+	return b
 }
 
 func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
@@ -212,6 +242,15 @@ func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
 	case p.SDSClosed:
 		s.up = false
 		p.requests++
+		return
+	case p.NotEntitled:
+		if s.up = false; now.Sub(s.tried) >= tries {
+			s.tried = now
+			p.requests++
+		}
+		return
+	case p.SDSFlapping && s.up:
+		s.up = false // closed; it is opened again a second later
 		return
 	case p.Withhold:
 		s.up = true
@@ -236,6 +275,25 @@ func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
 // makes tbot do.
 func (p *Pod) RenewNow(now time.Time) {
 	p.ca++
+	p.cas = []byte{p.ca}
+	p.renew(now)
+}
+
+// AddAuthority puts a new authority beside the old one, RetireAuthority drops
+// the old one: a rotation of the bundle with overlap. Either renews all SVIDs.
+func (p *Pod) AddAuthority(now time.Time) {
+	p.ca++
+	p.cas = []byte{p.ca - 1, p.ca}
+	p.renew(now)
+}
+
+// RetireAuthority drops the old authority, see AddAuthority.
+func (p *Pod) RetireAuthority(now time.Time) {
+	p.cas = []byte{p.ca}
+	p.renew(now)
+}
+
+func (p *Pod) renew(now time.Time) {
 	p.shared = svid{}
 	p.apiDue = now
 	for _, s := range p.streams {
@@ -344,10 +402,18 @@ func (p *Pod) Envoy(now time.Time) rotation.Envoy {
 	if p.cfg.Stats {
 		o.Stats = &rotation.SDSStats{At: now, UpdateSuccess: p.success, UpdateRejected: p.rejected}
 	}
+	if p.SecondWarms {
+		o.Secrets.IdentityWarming++
+		o.SDSCluster.ActiveRequests++
+	}
 	for i, s := range p.streams {
 		if s.up {
 			o.SDSCluster.ActiveConnections = 1
 			o.SDSCluster.ActiveRequests += 2
+		}
+		if p.NotEntitled { // the bundle's stream stays
+			o.SDSCluster.ActiveConnections = 1
+			o.SDSCluster.ActiveRequests++
 		}
 		if !s.active {
 			o.Secrets.IdentityWarming++
@@ -367,8 +433,31 @@ func (p *Pod) Envoy(now time.Time) rotation.Envoy {
 			o.Contexts.Leaves = append(o.Contexts.Leaves, context(s.loaded))
 		}
 	}
-	o.Secrets.Bundle = []rotation.DeliveredBundle{{SecretMeta: rotation.SecretMeta{LastUpdated: p.bundleUpdated.Round(0)}}}
+	if p.held != nil {
+		for range p.streams {
+			o.Secrets.Bundle = append(o.Secrets.Bundle, rotation.DeliveredBundle{
+				SecretMeta: rotation.SecretMeta{LastUpdated: p.bundleUpdated.Round(0)}, Bundles: []rotation.TrustBundle{p.bundle(p.held)},
+			})
+		}
+	} else {
+		o.Secrets.BundleWarming = len(p.streams)
+	}
 	return o
+}
+
+// Handshake is a TLS handshake with Envoy's listener.
+func (p *Pod) Handshake(now time.Time) rotation.Handshake {
+	leaf := p.streams[0].loaded
+	switch {
+	case p.ListenerDown || p.AdminDown:
+		return rotation.Handshake{At: now, Failure: rotation.HandshakeRefused}
+	case leaf.Serial == "":
+		return rotation.Handshake{At: now, Failure: rotation.HandshakeClosed}
+	case !p.ServedStuck || p.shown == nil:
+		p.shown = &leaf
+	}
+	shown := *p.shown
+	return rotation.Handshake{At: now, Leaf: &shown}
 }
 
 // context is a leaf as /certs shows it: without issuer and digest.

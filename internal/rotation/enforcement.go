@@ -28,8 +28,9 @@ type envoyRecord struct {
 	// delivered tells whether a leaf was accepted in this life; the leaves
 	// accepted after it are rotations that can be verified.
 	delivered bool
-	// toVerify are accepted leaves that no context was seen to hold yet.
-	toVerify []*seenLeaf
+	// toVerify are accepted leaves that no context was seen to hold yet,
+	// toServe those that contexts hold and no handshake has shown yet.
+	toVerify, toServe []*seenLeaf
 	// refused are the leaves of the dump that Envoy rejected.
 	refused map[certificateKey]refusal
 	// counted is a rejection that the statistics count and no leaf shows.
@@ -48,7 +49,24 @@ type envoyRecord struct {
 	streamDown time.Time
 	streamUp   bool
 	lastRise   Reason
+	reopening  reopening
 }
+
+// reopening is a run of looks at the SDS cluster between which requests were
+// opened again and again. It ends when none was for longer than Envoy waits
+// at most before it tries again.
+type reopening struct {
+	since, last time.Time
+	requests    uint64
+	rises       int
+	// looks counts the looks of the run, short those at which some requests
+	// were open, yet fewer than Envoy has secrets to ask for.
+	looks, short int
+}
+
+// maxBackoff is how long Envoy waits at most before it opens an SDS stream
+// again (envoy: grpc_stream.h, subscription_factory.h).
+const maxBackoff = 30 * time.Second
 
 type refusal struct {
 	since  time.Time
@@ -101,7 +119,7 @@ func (l *Ledger) RecordEnvoy(o Envoy) {
 	e.version, e.state = o.Version, o.State
 	if !e.started.IsZero() && o.Started.Sub(e.started) > restartTolerance {
 		e.reset()
-		l.stages[Loaded].current = nil
+		l.stages[Loaded].current, l.stages[Served].current = nil, nil
 		l.event(Event{At: o.At, Type: EventEnvoyRestarted, Source: SourceEnvoyAdmin, Message: "Envoy was restarted."})
 	}
 	if e.started.IsZero() {
@@ -117,8 +135,31 @@ func (l *Ledger) RecordEnvoy(o Envoy) {
 		l.recordContexts(*o.Contexts)
 	}
 	if o.SDSCluster != nil {
-		e.recordCluster(*o.SDSCluster)
+		e.recordCluster(*o.SDSCluster, max(l.cfg.Grace, maxBackoff))
 	}
+	l.verifyServed(o.At)
+}
+
+// verifyServed verifies the rotations that a handshake has shown. It takes a
+// look at Envoy after the handshake, as only that tells that Envoy was not
+// restarted before it.
+func (l *Ledger) verifyServed(at time.Time) {
+	e := &l.envoy
+	waiting := e.toServe[:0]
+	for _, v := range e.toServe {
+		switch {
+		case l.stages[Served].holds(v.Certificate) && l.stages[Served].seenAt.Before(at):
+			l.verify(at, Served, "A rotation went all the way to a TLS handshake.")
+		case l.stages[Delivered].holds(v.Certificate):
+			waiting = append(waiting, v)
+		}
+	}
+	e.toServe = waiting
+}
+
+func (l *Ledger) verify(at time.Time, stage Stage, message string) {
+	l.verified++
+	l.event(Event{At: at, Type: EventVerified, Stage: stage, Message: message})
 }
 
 // recordSecrets compares the dump with the one before. Elements of one name
@@ -295,8 +336,11 @@ func (l *Ledger) recordContexts(c Contexts) {
 			waiting = append(waiting, v)
 			continue
 		}
-		l.verified++
-		l.event(Event{At: c.At, Type: EventVerified, Stage: Loaded, Message: "A rotation went all the way to Envoy's TLS contexts."})
+		if l.cfg.Handshake {
+			e.toServe = append(e.toServe, v)
+			continue
+		}
+		l.verify(c.At, Loaded, "A rotation went all the way to Envoy's TLS contexts.")
 	}
 	e.toVerify = waiting
 }
@@ -304,17 +348,18 @@ func (l *Ledger) recordContexts(c Contexts) {
 // recordCluster follows the SDS stream. A stream that the server closes at
 // once may be open for the blink of a look, so that it takes two looks, or one
 // without a new request, to call it up again.
-func (e *envoyRecord) recordCluster(c SDSCluster) {
+func (e *envoyRecord) recordCluster(c SDSCluster, quiet time.Duration) {
 	was := e.cluster
 	e.cluster = &c
 	if !c.Found {
-		e.streamDown, e.streamUp = time.Time{}, false
+		e.streamDown, e.streamUp, e.reopening = time.Time{}, false, reopening{}
 		return
 	}
 	var failures, requests uint64
 	if was != nil && was.Found && c.ConnectFailures >= was.ConnectFailures && c.Requests >= was.Requests {
 		failures, requests = c.ConnectFailures-was.ConnectFailures, c.Requests-was.Requests
 	}
+	e.followReopening(c, requests, quiet)
 	if c.ActiveRequests > 0 {
 		if e.streamDown.IsZero() || e.streamUp || requests == 0 {
 			e.streamDown, e.lastRise = time.Time{}, ReasonNone
@@ -333,6 +378,58 @@ func (e *envoyRecord) recordCluster(c SDSCluster) {
 		e.lastRise = ReasonClosedByServer
 	case was == nil && c.ConnectFailures > 0 && c.Requests == 0:
 		e.lastRise = ReasonCannotConnect // never was a stream in this life
+	}
+}
+
+// followReopening counts requests that were opened anew while others, or they
+// themselves, are open: with none open the stream is down, which is another
+// problem.
+func (e *envoyRecord) followReopening(c SDSCluster, requests uint64, quiet time.Duration) {
+	r := &e.reopening
+	if c.ActiveRequests == 0 {
+		return
+	}
+	if requests == 0 && (r.since.IsZero() || c.At.Sub(r.last) >= quiet) {
+		*r = reopening{}
+		return
+	}
+	if requests > 0 {
+		if r.since.IsZero() {
+			r.since = c.At
+		}
+		r.last = c.At
+		r.requests += requests
+		r.rises++
+	}
+	r.looks++
+	if c.ActiveRequests < e.subscriptions() {
+		r.short++
+	}
+}
+
+// subscriptions is how many requests Envoy should have open: one for each
+// provider of a secret.
+func (e *envoyRecord) subscriptions() uint64 {
+	if e.secrets == nil {
+		return 0
+	}
+	return uint64(len(e.secrets.Identity) + e.identityWarming + len(e.secrets.Bundle) + e.bundleWarming)
+}
+
+// streamReason says what keeps the SDS stream from bringing anything;
+// ReasonNone while it is open, ReasonUndetermined while it was not seen.
+func (e *envoyRecord) streamReason() Reason {
+	switch {
+	case e.cluster == nil || !e.cluster.Found:
+		return ReasonUndetermined
+	case !e.streamDown.IsZero() && e.lastRise == ReasonClosedByServer:
+		return ReasonClosedByServer
+	case !e.streamDown.IsZero():
+		return ReasonStreamDown
+	case e.reopening.rises > 1:
+		return ReasonClosedByServer
+	default:
+		return ReasonNone
 	}
 }
 

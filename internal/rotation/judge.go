@@ -39,7 +39,9 @@ func (l *Ledger) Judge(now time.Time) Verdict {
 		j.delivery()
 		j.contexts()
 		j.provenance()
+		j.trustBundle()
 	}
+	j.served()
 	for name := range l.held {
 		if !j.holding[name] {
 			delete(l.held, name)
@@ -81,13 +83,16 @@ func (j *judgement) reached(t time.Time) bool {
 // than the grace.
 func (j *judgement) lasts(since time.Time) bool { return j.reached(since.Add(j.cfg.Grace)) }
 
-// holds is lasts for a condition whose beginning this ledger remembers.
-func (j *judgement) holds(name ProblemName) bool {
+// holds tells whether a condition was seen without a break for longer than the
+// grace, the last time by evidence of the time at. It is not enough that the
+// grace has passed since: where looks are rare, what was seen once may have
+// healed unseen.
+func (j *judgement) holds(name ProblemName, at time.Time) bool {
 	j.holding[name] = true
 	if _, ok := j.held[name]; !ok {
-		j.held[name] = j.now
+		j.held[name] = at
 	}
-	return j.lasts(j.held[name])
+	return at.Sub(j.held[name]) >= j.cfg.Grace
 }
 
 // raise notes a problem with the catalogue's severity.
@@ -165,7 +170,7 @@ func (j *judgement) workloadAPI() {
 	if leaf == nil {
 		return
 	}
-	if age, overdue := j.overdue(leaf); overdue {
+	if age, overdue := j.overdue(leaf, j.now); overdue {
 		j.raise(IssuanceOverdue, Issued, ReasonNone, age)
 	}
 }
@@ -179,12 +184,16 @@ func (j *judgement) unreachable(reason Reason) {
 	j.raiseAs(severity, WorkloadUnreachable, Issued, reason, j.api.Detail)
 }
 
-// overdue tells whether a leaf is older than the renewal interval and the
-// grace, and says so.
-func (j *judgement) overdue(leaf *seenLeaf) (string, bool) {
+// overdue tells whether a leaf was older than the renewal interval and the
+// grace when it was last seen, and says so.
+func (j *judgement) overdue(leaf *seenLeaf, seen time.Time) (string, bool) {
 	interval, source := j.interval(leaf)
-	age := j.age(leaf, j.now)
-	if !j.reached(j.now.Add(interval + j.cfg.Grace - age)) {
+	age := j.age(leaf, seen)
+	due := interval + j.cfg.Grace - age
+	if due > 0 {
+		if seen.Equal(j.now) {
+			j.reached(j.now.Add(due))
+		}
 		return "", false
 	}
 	return fmt.Sprintf("the certificate is %s old; a new one comes every %s (%s)", round(age), round(interval), source), true
@@ -278,27 +287,58 @@ func (j *judgement) missingSecrets() {
 	if len(e.secrets.Bundle) == 0 || e.bundleWarming > 0 {
 		missing = append(missing, "the trust bundle")
 	}
-	if len(missing) == 0 || !j.holds(SecretMissing) {
+	if len(missing) == 0 || !j.holds(SecretMissing, e.secrets.At) {
 		return
 	}
-	reason := ReasonUndetermined
+	j.raise(SecretMissing, Delivered, e.missingReason(), strings.Join(missing, " and "))
+}
+
+// missingReason says why a secret is not active.
+func (e *envoyRecord) missingReason() Reason {
 	switch {
-	case e.identityWarming > 0 || e.bundleWarming > 0:
-		reason = ReasonWarming
-	case e.warmingKnown:
-		reason = ReasonAbsent
+	case !e.warmingKnown:
+		return ReasonUndetermined
+	case e.identityWarming+e.bundleWarming == 0:
+		return ReasonAbsent
+	case len(e.secrets.Identity) > 0 && len(e.secrets.Bundle) > 0:
+		return ReasonSecondProvider
 	}
-	j.raise(SecretMissing, Delivered, reason, strings.Join(missing, " and "))
+	switch reason := e.streamReason(); reason {
+	case ReasonNone:
+		return ReasonServerSilent
+	case ReasonUndetermined:
+		return ReasonWarming
+	default:
+		return reason
+	}
 }
 
 func (j *judgement) sdsStream() {
 	e := &j.envoy
-	if e.streamDown.IsZero() || !j.lasts(e.streamDown) {
+	if !e.streamDown.IsZero() {
+		if e.cluster.At.Sub(e.streamDown) >= j.cfg.Grace {
+			j.raise(SDSStreamDown, Delivered, e.lastRise, fmt.Sprintf("connect failures %d, requests %d in this life of Envoy",
+				e.cluster.ConnectFailures, e.cluster.Requests))
+		}
 		return
 	}
-	j.raise(SDSStreamDown, Delivered, e.lastRise, fmt.Sprintf("connect failures %d, requests %d in this life of Envoy",
-		e.cluster.ConnectFailures, e.cluster.Requests))
+	// A restart of the server opens each request anew, perhaps more than once;
+	// it takes several times that, spread over more than the grace.
+	r := &e.reopening
+	if r.requests < reopenings*max(1, e.subscriptions()) || r.last.Sub(r.since) <= j.cfg.Grace {
+		return
+	}
+	reason := ReasonReconnecting
+	if 3*r.short > 2*r.looks {
+		reason = ReasonPartlyRefused
+	}
+	j.raise(SDSStreamFlapping, Delivered, reason, fmt.Sprintf("%d requests were opened within %s, %d are open",
+		r.requests, round(r.last.Sub(r.since)), e.cluster.ActiveRequests))
 }
+
+// reopenings is how often each request must be opened anew to be called
+// flapping.
+const reopenings = 4
 
 // delivery judges the age of what Envoy was delivered: timestamps are hints,
 // certificates are the evidence.
@@ -310,7 +350,7 @@ func (j *judgement) delivery() {
 	if leaf == nil {
 		return
 	}
-	age, overdue := j.overdue(leaf)
+	age, overdue := j.overdue(leaf, j.envoy.secrets.At)
 	if !overdue {
 		return
 	}
@@ -335,18 +375,15 @@ func (j *judgement) resends(leaf *seenLeaf) bool {
 }
 
 func (j *judgement) deliveryReason(hollow bool) Reason {
-	e := &j.envoy
-	known := e.cluster != nil && e.cluster.Found
+	reason := j.envoy.streamReason()
 	switch {
-	case known && !e.streamDown.IsZero() && e.lastRise == ReasonClosedByServer:
-		return ReasonClosedByServer
-	case known && !e.streamDown.IsZero():
-		return ReasonStreamDown
+	case reason != ReasonNone && reason != ReasonUndetermined:
+		return reason
 	case hollow:
 		return ReasonServerResends
-	case !known:
+	case reason == ReasonUndetermined:
 		return ReasonUndetermined
-	case e.showsResends():
+	case j.envoy.showsResends():
 		return ReasonServerSilent
 	default:
 		return ReasonServerSilentOrResends
@@ -375,11 +412,11 @@ func (j *judgement) contexts() {
 	}
 	switch {
 	case held == 0:
-		if j.holds(ContextStale) {
+		if j.holds(ContextStale, j.envoy.contexts.At) {
 			j.raise(ContextStale, Loaded, ReasonNone, fmt.Sprintf("%d contexts, none with a delivered certificate", other))
 		}
 	case other > 0:
-		if j.holds(ContextMixed) {
+		if j.holds(ContextMixed, j.envoy.contexts.At) {
 			j.raise(ContextMixed, Loaded, ReasonNone, fmt.Sprintf("%d contexts with a delivered certificate, %d with another", held, other))
 		}
 	}
@@ -403,7 +440,7 @@ func (j *judgement) provenance() {
 }
 
 func (j *judgement) differs(name ProblemName, leaf *seenLeaf) bool {
-	lasts := j.holds(name)
+	lasts := j.holds(name, j.envoy.secrets.At)
 	return lasts || !j.issuedAt.Before(leaf.firstSeen)
 }
 
@@ -419,6 +456,88 @@ func (j *judgement) verify(leaf Certificate) error {
 		cache.err = j.cfg.Verify(leaf, j.issuedBundle, j.now)
 	}
 	return cache.err
+}
+
+// trustBundle compares each bundle in Envoy with the issued one. Envoy may
+// have more: an authority that was retired, or other trust domains.
+func (j *judgement) trustBundle() {
+	e := &j.envoy
+	if e.secrets == nil || len(j.issuedBundle.Authorities) == 0 || e.secrets.At.Before(j.bundleSince) {
+		return
+	}
+	lacking := 0
+	for _, b := range e.secrets.Bundle {
+		if b.Err != "" {
+			continue // not readable, the source says so
+		}
+		held := make(map[Fingerprint]bool)
+		for _, d := range b.Bundles {
+			if d.TrustDomain != "" && d.TrustDomain != j.issuedBundle.TrustDomain {
+				continue
+			}
+			for _, a := range d.Authorities {
+				held[a.SHA256] = true
+			}
+		}
+		missing := 0
+		for _, a := range j.issuedBundle.Authorities {
+			if !held[a.SHA256] {
+				missing++
+			}
+		}
+		lacking = max(lacking, missing)
+	}
+	if lacking == 0 || !j.holds(TrustBundleStale, e.secrets.At) {
+		return
+	}
+	reason := e.streamReason()
+	if reason == ReasonNone {
+		reason = ReasonServerSilentOrResends
+	}
+	j.raise(TrustBundleStale, Delivered, reason, fmt.Sprintf("%d of %d issued authorities are not in Envoy's bundle",
+		lacking, len(j.issuedBundle.Authorities)))
+}
+
+// served judges what a peer is shown in a TLS handshake.
+func (j *judgement) served() {
+	h := &j.handshake
+	if !j.cfg.Handshake || !h.seen {
+		return
+	}
+	if h.Leaf == nil {
+		if h.At.Sub(h.badSince) >= j.cfg.Grace {
+			j.raise(ServedUnreachable, Served, handshakeReason(h.Failure), h.problem())
+		}
+		return
+	}
+	c, loaded := j.envoy.contexts, j.stages[Loaded]
+	if c == nil || h.At.Before(c.At) || loaded.holds(*h.Leaf) {
+		return
+	}
+	for _, l := range loaded.current {
+		if l.NotAfter.Before(h.Leaf.NotAfter) {
+			return // the handshake is ahead of the last look at the contexts
+		}
+	}
+	if len(loaded.current) > 0 && j.holds(ServedStale, h.At) {
+		j.raise(ServedStale, Served, ReasonNone, fmt.Sprintf("shown: serial %s, good until %s",
+			h.Leaf.Serial, h.Leaf.NotAfter.UTC().Format(time.RFC3339)))
+	}
+}
+
+func handshakeReason(f HandshakeFailure) Reason {
+	switch f {
+	case HandshakeRefused:
+		return ReasonRefused
+	case HandshakeSilent:
+		return ReasonSilent
+	case HandshakeClosed:
+		return ReasonClosed
+	case HandshakeNotTLS:
+		return ReasonNotTLS
+	default:
+		return ReasonUndetermined
+	}
 }
 
 // identityMode says what Istio's agent will do at its next start
@@ -503,7 +622,7 @@ func (j *judgement) overall() State {
 	if state != Healthy {
 		return state
 	}
-	for _, stage := range []Stage{Issued, Delivered, Loaded} {
+	for _, stage := range j.observed() {
 		if len(j.stages[stage].current) == 0 {
 			return Unknown
 		}
@@ -512,6 +631,14 @@ func (j *judgement) overall() State {
 		return Unknown
 	}
 	return Healthy
+}
+
+// observed are the stages that are looked at.
+func (l *Ledger) observed() []Stage {
+	if l.cfg.Handshake {
+		return Stages()
+	}
+	return []Stage{Issued, Delivered, Loaded}
 }
 
 func (j *judgement) verdict() Verdict {
@@ -552,7 +679,7 @@ func (j *judgement) verdict() Verdict {
 	}
 	v.Files = j.filesView()
 	v.Envoy = j.envoyView()
-	v.Summary = summary(v)
+	v.Summary = summary(v, j.observed())
 	return v
 }
 
@@ -563,7 +690,7 @@ func rank(s Severity) int {
 	return 1
 }
 
-func summary(v Verdict) string {
+func summary(v Verdict, observed []Stage) string {
 	if len(v.Problems) > 0 {
 		text := v.Problems[0].Summary
 		if n := len(v.Problems) - 1; n > 0 {
@@ -574,7 +701,7 @@ func summary(v Verdict) string {
 	if v.State == Unknown {
 		var missing []string
 		for _, s := range v.Stages {
-			if s.Certificate == nil && s.Stage != Served {
+			if s.Certificate == nil && slices.Contains(observed, s.Stage) {
 				missing = append(missing, string(s.Stage))
 			}
 		}
@@ -629,11 +756,19 @@ func (j *judgement) sourceViews() []SourceView {
 	if j.files != nil {
 		filesUp, filesErr = j.files.Err == "", j.files.Err
 	}
-	return []SourceView{
+	views := []SourceView{
 		good(SourceCredentialFiles, filesUp, filesErr, j.filesGood),
 		good(SourceWorkloadAPI, j.api.State == WorkloadAPIServing, j.api.problem(), j.api.lastGood),
 		good(SourceEnvoyAdmin, j.envoy.seen && j.envoy.err == "", j.envoy.err, j.envoy.lastGood),
 	}
+	if h := &j.handshake; j.cfg.Handshake {
+		detail := ""
+		if h.seen {
+			detail = h.problem()
+		}
+		views = append(views, good(SourceHandshake, h.seen && h.Leaf != nil, detail, h.lastGood))
+	}
+	return views
 }
 
 func (j *judgement) filesView() FilesView {

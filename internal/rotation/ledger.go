@@ -20,6 +20,8 @@ type Config struct {
 	// leaves untrusted_issuer unjudged. It is a function, as this package
 	// parses no certificates.
 	Verify func(leaf Certificate, bundle TrustBundle, now time.Time) error
+	// Handshake tells that the stage served is observed too.
+	Handshake bool
 }
 
 // Ledger remembers what each stage showed, and judges it. It is not safe for
@@ -40,9 +42,17 @@ type Ledger struct {
 	issuedIDs    []string
 	issuedBundle TrustBundle
 	issuedAt     time.Time
+	bundleSince  time.Time // since when the issued bundle is what it is
 	renewal      renewal
 
 	envoy envoyRecord
+
+	handshake struct {
+		Handshake
+		seen     bool
+		badSince time.Time // of the present run of failures
+		lastGood time.Time
+	}
 
 	problems map[ProblemName]Problem
 	mode     IdentityMode
@@ -145,6 +155,9 @@ func (w WorkloadAPI) problem() string {
 // RecordIssuance takes a message of the Workload API stream.
 func (l *Ledger) RecordIssuance(i Issuance) {
 	fresh := l.stages[Issued].observe(i.At, l.epoch, []Certificate{i.Leaf})
+	if l.bundleSince.IsZero() || l.issuedBundle.fingerprint() != i.Bundle.fingerprint() {
+		l.bundleSince = i.At
+	}
 	l.issuedIDs, l.issuedBundle, l.issuedAt = i.SPIFFEIDs, i.Bundle, i.At
 	if len(fresh) == 0 {
 		return
@@ -155,6 +168,37 @@ func (l *Ledger) RecordIssuance(i Issuance) {
 	if learned, now := l.renewal.learned(); now && !before && l.cfg.Interval == 0 {
 		l.event(Event{At: i.At, Type: EventIntervalLearned, Source: SourceWorkloadAPI,
 			Message: fmt.Sprintf("The identity provider renews every %s.", round(learned))})
+	}
+}
+
+// RecordHandshake takes a TLS handshake with Envoy's listener.
+func (l *Ledger) RecordHandshake(h Handshake) {
+	r := &l.handshake
+	was, seen := r.badSince.IsZero(), r.seen
+	r.Handshake, r.seen = h, true
+	if h.Leaf == nil {
+		l.sourceEvent(h.At, SourceHandshake, seen, was, h.problem())
+		if r.badSince.IsZero() {
+			r.badSince = h.At
+		}
+		return
+	}
+	l.sourceEvent(h.At, SourceHandshake, seen, was, "")
+	r.badSince, r.lastGood = time.Time{}, h.At
+	l.rotated(h.At, Served, l.stages[Served].observe(h.At, l.epoch, []Certificate{*h.Leaf}))
+}
+
+// problem says what is wrong, in words.
+func (h Handshake) problem() string {
+	switch {
+	case h.Leaf != nil:
+		return ""
+	case h.Err != "":
+		return h.Err
+	case h.Failure != HandshakeOK:
+		return string(h.Failure)
+	default:
+		return string(HandshakeFailed)
 	}
 }
 

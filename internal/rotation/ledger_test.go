@@ -413,7 +413,7 @@ func TestRecheck(t *testing.T) {
 		}
 		v = l.ledger.Judge(v.Recheck)
 	}
-	if !v.Has(rotation.CertificateExpired) || !v.Has(rotation.IssuanceOverdue) || !v.Has(rotation.DeliveryOverdue) {
+	if !v.Has(rotation.CertificateExpired) || !v.Has(rotation.IssuanceOverdue) {
 		t.Errorf("nothing more was recorded, and the rechecks end with %v", names(v))
 	}
 }
@@ -556,7 +556,7 @@ func TestFaults(t *testing.T) {
 			name:   "secret withheld",
 			inject: func(p *podsim.Pod, now time.Time) { p.Withhold = true; p.RestartEnvoy(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.Withhold = false; p.RestartIssuer(now) },
-			want:   rotation.SecretMissing, reason: rotation.ReasonWarming, bound: grace + poll + time.Second,
+			want:   rotation.SecretMissing, reason: rotation.ReasonServerSilent, bound: grace + poll + time.Second,
 		}, {
 			name:   "foreign CA",
 			inject: func(p *podsim.Pod, now time.Time) { p.ForeignCA = true; p.Push(now) },

@@ -59,7 +59,8 @@ const (
 	ReasonDirectoryOrphaned Reason = "directory_orphaned"
 	ReasonServerError       Reason = "server_error"
 
-	// Of delivery_overdue and sds_stream_down.
+	// Of the SDS stream: delivery_overdue, sds_stream_down, secret_missing,
+	// trust_bundle_stale.
 
 	ReasonStreamDown            Reason = "stream_down"
 	ReasonClosedByServer        Reason = "closed_by_server"
@@ -70,14 +71,25 @@ const (
 
 	// Of secret_missing.
 
-	ReasonAbsent  Reason = "absent"
-	ReasonWarming Reason = "warming"
+	ReasonAbsent         Reason = "absent"
+	ReasonWarming        Reason = "warming"
+	ReasonSecondProvider Reason = "second_provider"
 
 	// Of update_rejected: how it was seen.
 
 	ReasonLeafChangedAlone Reason = "leaf_changed_alone"
 	ReasonVersionAhead     Reason = "version_ahead"
 	ReasonCounted          Reason = "counted"
+
+	// Of sds_stream_flapping.
+
+	ReasonReconnecting  Reason = "reconnecting"
+	ReasonPartlyRefused Reason = "partly_refused"
+
+	// Of served_unreachable, besides refused and silent.
+
+	ReasonClosed Reason = "closed"
+	ReasonNotTLS Reason = "not_tls"
 )
 
 // Definition is what the catalogue says about a problem.
@@ -105,6 +117,10 @@ type ReasonText struct {
 
 const adviceTbot = "Check tbot's version: 18.6.4 and 17.7.14 fixed a bug by which it re-sends an old SVID; " +
 	"restarting tbot on this node heals all of its pods within half a minute, restarting pods does not last."
+
+const adviceServe = "Make sure that the identity provider runs on this node and serves the socket; Envoy reconnects by itself within half a minute."
+
+const adviceEntitle = "Read the identity provider's log for this pod: it refuses or fails the stream, for example because the workload is not entitled to its identity."
 
 // catalogue is in the order in which problems are shown.
 var catalogue = []Definition{
@@ -162,7 +178,11 @@ var catalogue = []Definition{
 		Advice:  "Check the SDS stream and whether the identity provider entitles this workload; without the secret Envoy's listeners have no certificate.",
 		Reasons: []ReasonText{
 			{Reason: ReasonAbsent, Cause: "Envoy neither holds the secret nor waits for it, so nothing in its configuration asks for it.", Advice: "Check the names given by --envoy.identity-secret and --envoy.bundle-secret, and whether istiod has configured this Envoy."},
-			{Reason: ReasonWarming, Cause: "Envoy asked for the secret and still waits for the first answer."},
+			{Reason: ReasonStreamDown, Cause: "Envoy waits for the secret and has no open SDS stream: it cannot connect to the socket.", Advice: adviceServe},
+			{Reason: ReasonClosedByServer, Cause: "The server closes the SDS stream on which Envoy asks for the secret.", Advice: adviceEntitle},
+			{Reason: ReasonServerSilent, Cause: "Envoy's SDS stream is open, and the server never answered for the secret.", Advice: "Read the identity provider's log on this node for this pod; it holds the stream open and sends nothing."},
+			{Reason: ReasonSecondProvider, Cause: "The secret is active, and a second provider of the same name waits for its first answer: a listener or cluster that uses that one has no certificate (envoyproxy/envoy#47309).", Advice: "Restart the istio-proxy container of this pod; if the credential files exist, remove them first."},
+			{Reason: ReasonWarming, Cause: "Envoy asked for the secret and still waits for the first answer; the state of its SDS stream is not known."},
 			{Reason: ReasonUndetermined, Cause: "The secret is not active, and whether Envoy waits for it is not known."},
 		},
 	},
@@ -184,8 +204,8 @@ var catalogue = []Definition{
 		Cause:   "The leaf that Envoy holds is older than the renewal interval and the grace.",
 		Advice:  adviceTbot,
 		Reasons: []ReasonText{
-			{Reason: ReasonStreamDown, Cause: "Envoy has no open SDS stream: it cannot connect to the socket.", Advice: "Make sure that the identity provider runs on this node and serves the socket; Envoy reconnects by itself within half a minute."},
-			{Reason: ReasonClosedByServer, Cause: "Envoy's SDS stream is opened again and again and closed by the server each time.", Advice: "Read the identity provider's log for this pod: it refuses or fails the stream."},
+			{Reason: ReasonStreamDown, Cause: "Envoy has no open SDS stream: it cannot connect to the socket.", Advice: adviceServe},
+			{Reason: ReasonClosedByServer, Cause: "Envoy's SDS stream is opened again and again and closed by the server each time.", Advice: adviceEntitle},
 			{Reason: ReasonServerSilent, Cause: "Envoy's SDS stream is open and the server sends nothing on it.", Advice: "Check whether the identity provider on this node hangs, and its version; restarting it heals all of its pods."},
 			{Reason: ReasonServerResends, Cause: "Envoy's SDS stream is open and the server re-sends the same old certificate."},
 			{Reason: ReasonServerSilentOrResends, Cause: "Envoy's SDS stream is open, and the server either sends nothing or re-sends the same old certificate; this Envoy does not show which."},
@@ -204,8 +224,8 @@ var catalogue = []Definition{
 		Cause:   "There is no open request on Envoy's SDS cluster, so that no renewal can reach it.",
 		Advice:  "Make sure that the identity provider runs on this node and serves the socket.",
 		Reasons: []ReasonText{
-			{Reason: ReasonCannotConnect, Cause: "Envoy's connects to the socket fail.", Advice: "Make sure that the identity provider runs on this node and serves the socket; Envoy reconnects by itself within half a minute."},
-			{Reason: ReasonClosedByServer, Cause: "The server closes each SDS stream that Envoy opens.", Advice: "Read the identity provider's log for this pod: it refuses or fails the stream, for example because the workload is not entitled."},
+			{Reason: ReasonCannotConnect, Cause: "Envoy's connects to the socket fail.", Advice: adviceServe},
+			{Reason: ReasonClosedByServer, Cause: "The server closes each SDS stream that Envoy opens.", Advice: adviceEntitle},
 			{Reason: ReasonUndetermined, Cause: "Neither failed connects nor new requests were counted yet."},
 		},
 	},
@@ -246,12 +266,22 @@ var catalogue = []Definition{
 		Summary: "Envoy's SDS stream is opened again and again.",
 		Cause:   "Streams deliver, but do not last.",
 		Advice:  "Read the identity provider's log on this node for restarts or closed streams.",
+		Reasons: []ReasonText{
+			{Reason: ReasonReconnecting, Cause: "All streams come back and none lasts: the identity provider restarts again and again, or closes streams after a while."},
+			{Reason: ReasonPartlyRefused, Cause: "Some streams stay open while the server closes another each time: it serves the trust bundle and refuses the identity, or the other way round.", Advice: adviceEntitle},
+		},
 	},
 	{
 		Name: TrustBundleStale, Severity: Warning,
 		Summary: "Envoy's trust bundle lacks an authority.",
 		Cause:   "The issued trust bundle has an authority that Envoy was not delivered.",
 		Advice:  "Check the SDS stream of the bundle secret; peers with certificates of the new authority will be refused.",
+		Reasons: []ReasonText{
+			{Reason: ReasonStreamDown, Cause: "Envoy has no open SDS stream on which the new trust bundle could come.", Advice: adviceServe},
+			{Reason: ReasonClosedByServer, Cause: "The server closes the SDS stream on which the new trust bundle should come.", Advice: adviceEntitle},
+			{Reason: ReasonServerSilentOrResends, Cause: "Envoy's SDS stream is open, and the server sent the new trust bundle on the Workload API and not to Envoy."},
+			{Reason: ReasonUndetermined, Cause: "The issued trust bundle has an authority that Envoy was not delivered, and the state of Envoy's SDS stream is not known."},
+		},
 	},
 	{
 		Name: ServedStale, Severity: Critical,
@@ -264,6 +294,13 @@ var catalogue = []Definition{
 		Summary: "The TLS handshake with Envoy fails.",
 		Cause:   "Envoy's inbound listener does not answer the handshake.",
 		Advice:  "Check --handshake.address, and the user id that the watchdog runs as.",
+		Reasons: []ReasonText{
+			{Reason: ReasonRefused, Cause: "Nobody accepts connections at the address: the listener is gone or drained, or the address is not Envoy's.", Advice: "Check that istio-proxy runs and is not draining, and --handshake.address."},
+			{Reason: ReasonSilent, Cause: "The connection is accepted and the handshake is not answered in time.", Advice: "Check whether istio-proxy hangs or is starved of CPU."},
+			{Reason: ReasonClosed, Cause: "The connection is closed before a certificate is shown, as Envoy does while it has none.", Advice: "Look at secret_missing; without it, check that the address reaches Envoy and not the application (user id 1337)."},
+			{Reason: ReasonNotTLS, Cause: "What answers does not speak TLS.", Advice: "Check that the address reaches Envoy and not the application: that takes the user id 1337, and a port with mutual TLS."},
+			{Reason: ReasonUndetermined, Cause: "The handshake fails for another reason, see the detail."},
+		},
 	},
 }
 
