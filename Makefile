@@ -72,6 +72,16 @@ bench: ## Run the benchmarks
 fuzz: ## Run each fuzz target for 20 seconds
 	tools/fuzz 20s
 
+.PHONY: fault-matrix
+fault-matrix: neighbours ## Inject every fault on every Envoy, and print the table
+	@table=$$(mktemp); trap 'rm -f "$$table"' EXIT; status=0; \
+	FAULT_MATRIX=$$table CI=true go test -count=1 -parallel 32 -timeout 60m -run '^TestFaults$$' ./internal/lab || status=$$?; \
+	cat "$$table"; exit $$status
+
+.PHONY: record
+record: neighbours ## Record what real Envoys answer, for the tests of the parsers
+	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
+
 .PHONY: clean
 clean: ## Remove what was built; .neighbours stays
 	rm -rf bin dist

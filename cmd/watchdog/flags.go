@@ -59,6 +59,8 @@ func flagSet(o *options) *flag.FlagSet {
 		"`name` of the SDS secret with Envoy's certificate")
 	f.StringVar(&c.BundleSecret, "envoy.bundle-secret", c.BundleSecret,
 		"`name` of the SDS secret with the trust bundle")
+	f.StringVar(&c.HandshakeAddress, "handshake.address", c.HandshakeAddress,
+		"`address` of Envoy's inbound listener for TLS handshakes, HOST:PORT; empty makes none")
 	f.DurationVar(&c.RotationInterval, "rotation.interval", c.RotationInterval,
 		"`time` between two renewals; 0 learns it from the Workload API")
 	f.DurationVar(&c.Grace, "rotation.grace", c.Grace,

@@ -175,11 +175,7 @@ func (c *Client) poll(ctx context.Context) (rotation.Envoy, bool) {
 func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 	now := time.Now()
 	o := rotation.Envoy{At: now}
-	var info serverInfo
-	err := c.ask(ctx, &o, askServerInfo, "/server_info", maxServerInfo, func(body *boundedReader) (err error) {
-		info, err = readServerInfo(body)
-		return err
-	})
+	info, err := c.askServerInfo(ctx, &o)
 	if err != nil {
 		return c.failed(o, err)
 	}
@@ -191,7 +187,17 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		c.cfg.Log.Info("Envoy started", "version", o.Version, "uptime", info.uptime)
 	}
 
-	if err := c.askTheRest(ctx, &o, now, everything); err != nil {
+	moving := c.unsettled > 0
+	err = c.askTheRest(ctx, &o, now, everything)
+	if err == nil && (moving || c.unsettled > 0 || c.changed.Equal(now)) {
+		// What looks like a rotation may be a new life of Envoy that began
+		// since the first question.
+		var again serverInfo
+		if again, err = c.askServerInfo(ctx, &o); err == nil && again.uptime < info.uptime {
+			return c.failed(o, fmt.Errorf("Envoy at %s was restarted during the look", c.cfg.Address))
+		}
+	}
+	if err != nil {
 		if o.Secrets == nil {
 			return c.failed(o, err)
 		}
@@ -201,6 +207,14 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 	}
 	c.complain("")
 	return o
+}
+
+func (c *Client) askServerInfo(ctx context.Context, o *rotation.Envoy) (info serverInfo, err error) {
+	err = c.ask(ctx, o, askServerInfo, "/server_info", maxServerInfo, func(body *boundedReader) (err error) {
+		info, err = readServerInfo(body)
+		return err
+	})
+	return info, err
 }
 
 // askTheRest asks what depends on the budget. It stops at the first question

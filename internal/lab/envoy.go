@@ -14,6 +14,8 @@ type Envoy interface {
 	Start(ctx context.Context) error
 	// Stop ends it at once, as a crash does.
 	Stop() error
+	// DrainListeners closes the listeners; only a restart opens them again.
+	DrainListeners(ctx context.Context) error
 	// Hang freezes it without ending it, Resume goes on.
 	Hang() error
 	Resume() error
@@ -24,5 +26,11 @@ type Envoy interface {
 // ContextSticker is an Envoy whose TLS contexts can be kept from taking new
 // secrets. Only the stand-in can.
 type ContextSticker interface {
+	// StickContexts keeps all contexts from taking accepted secrets.
 	StickContexts(stuck bool)
+	// StickAllButOne keeps all contexts but the first, as when the second
+	// callback of an update fails (envoyproxy/envoy#42438).
+	StickAllButOne(stuck bool)
+	// StickListener keeps showing peers what it showed.
+	StickListener(stuck bool)
 }

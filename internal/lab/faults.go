@@ -23,13 +23,17 @@ type Fault struct {
 	// evidence always tells the same.
 	Shows  rotation.ProblemName
 	Reason rotation.Reason
+	// BlindReason is the reason where Envoy does not show updates that change
+	// nothing: from 1.37 on without the sds. statistics; the same if empty.
+	BlindReason rotation.Reason
 	// Follows are the problems that may follow from it, in time.
 	Follows []rotation.ProblemName
 	// Overdue is true for a fault that shows when a renewal is overdue,
 	// instead of within the grace.
 	Overdue bool
-	// StandInOnly is true for what a real Envoy cannot be made to do.
-	StandInOnly bool
+	// StandInOnly is true for what a real Envoy cannot be made to do, TbotOnly
+	// for what is no fault with SPIRE.
+	StandInOnly, TbotOnly bool
 
 	inject, heal func(context.Context, *Pod) error
 }
@@ -53,6 +57,8 @@ const (
 	// push sends something on the streams of the service at once.
 	push
 )
+
+var errFlap = status.Error(codes.Unavailable, "the stream has been open for long enough")
 
 var errRestart = status.Error(codes.Unavailable, "the server is shutting down")
 
@@ -154,20 +160,21 @@ func Faults() []Fault {
 		{
 			Name: "envoy-hung", Summary: "Envoy hangs.",
 			Shows:   rotation.EnvoyUnreachable,
-			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired, rotation.SDSStreamDown},
+			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired, rotation.SDSStreamDown, rotation.ServedUnreachable},
 			inject:  func(_ context.Context, p *Pod) error { return p.envoy.Hang() },
 			heal:    func(_ context.Context, p *Pod) error { return p.envoy.Resume() },
 		},
 		{
 			Name: "envoy-down", Summary: "Envoy ends.",
 			Shows:   rotation.EnvoyUnreachable,
-			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired},
+			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired, rotation.ServedUnreachable},
 			inject:  func(_ context.Context, p *Pod) error { return p.envoy.Stop() },
 			heal:    func(ctx context.Context, p *Pod) error { return p.envoy.Start(ctx) },
 		},
 		{
 			Name: "secret-withheld", Summary: "Envoy restarts and is never sent its identity.",
-			Shows: rotation.SecretMissing, Reason: rotation.ReasonWarming, Follows: []rotation.ProblemName{rotation.EnvoyUnreachable},
+			Shows: rotation.SecretMissing, Reason: rotation.ReasonServerSilent,
+			Follows: []rotation.ProblemName{rotation.EnvoyUnreachable, rotation.ServedUnreachable},
 			inject: func(ctx context.Context, p *Pod) error {
 				p.behave(SDS, func(c *conduct) { c.withhold = true })
 				return errors.Join(p.envoy.Stop(), p.envoy.Start(ctx))
@@ -183,17 +190,34 @@ func Faults() []Fault {
 		},
 		{
 			Name: "sds-silent", Summary: "The SDS streams stay open and bring nothing.",
-			Shows: rotation.DeliveryOverdue, Overdue: true,
+			Shows: rotation.DeliveryOverdue, Reason: rotation.ReasonServerSilent, BlindReason: rotation.ReasonServerSilentOrResends, Overdue: true,
 			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired},
 		},
 		{
+			Name: "server-hung", Summary: "The identity provider hangs: connections stay open and nothing is read or written.",
+			Shows: rotation.DeliveryOverdue, Reason: rotation.ReasonServerSilent, BlindReason: rotation.ReasonServerSilentOrResends, Overdue: true,
+			Follows: and(aged, rotation.IssuanceOverdue),
+			inject:  func(_ context.Context, p *Pod) error { p.server.gate.shut(); return nil },
+			heal:    func(_ context.Context, p *Pod) error { p.server.gate.unshut(); return nil },
+		},
+		{
+			Name: "sds-flapping", Summary: "Each SDS stream is answered and then closed, again and again.",
+			Shows: rotation.SDSStreamFlapping, Reason: rotation.ReasonReconnecting,
+			Follows: []rotation.ProblemName{rotation.SDSStreamDown},
+		},
+		{
+			Name: "federated-resend", Summary: "A federated bundle changes more often than SVIDs are renewed: each time tbot re-sends the old SVID and starts its renewal timer anew.",
+			Shows: rotation.DeliveryOverdue, Reason: rotation.ReasonServerResends, BlindReason: rotation.ReasonServerSilentOrResends, Overdue: true, TbotOnly: true,
+			Follows: []rotation.ProblemName{rotation.HollowUpdate, rotation.CertificateExpiring, rotation.CertificateExpired},
+		},
+		{
 			Name: "tbot-resend", Summary: "Renewals re-send the old SVID under a new version, as tbot before 18.6.4 does: the incident.",
-			Shows: rotation.DeliveryOverdue, Overdue: true,
+			Shows: rotation.DeliveryOverdue, Reason: rotation.ReasonServerResends, BlindReason: rotation.ReasonServerSilentOrResends, Overdue: true,
 			Follows: []rotation.ProblemName{rotation.HollowUpdate, rotation.CertificateExpiring, rotation.CertificateExpired},
 		},
 		{
 			Name: "bad-key", Summary: "A renewal comes with a private key that does not match, and Envoy refuses it.",
-			Shows:   rotation.UpdateRejected,
+			Shows: rotation.UpdateRejected, Reason: rotation.ReasonLeafChangedAlone,
 			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired},
 		},
 		{
@@ -208,18 +232,43 @@ func Faults() []Fault {
 			Name: "contexts-stuck", Summary: "Envoy takes new secrets and its TLS contexts do not.",
 			Shows: rotation.ContextStale, StandInOnly: true,
 			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired},
+			inject:  stick(ContextSticker.StickContexts, true), heal: stick(ContextSticker.StickContexts, false),
+		},
+		{
+			Name: "contexts-mixed", Summary: "A callback of an update fails, so that one TLS context takes the new certificate and the others do not.",
+			Shows: rotation.ContextMixed, StandInOnly: true,
+			Follows: []rotation.ProblemName{rotation.UpdateRejected, rotation.CertificateExpiring, rotation.CertificateExpired},
+			inject:  stick(ContextSticker.StickAllButOne, true), heal: stick(ContextSticker.StickAllButOne, false),
+		},
+		{
+			Name: "bundle-stuck", Summary: "A new authority is announced on the Workload API and never sent to Envoy.",
+			Shows: rotation.TrustBundleStale, Reason: rotation.ReasonServerSilentOrResends,
 			inject: func(_ context.Context, p *Pod) error {
-				sticker, ok := p.envoy.(ContextSticker)
-				if !ok {
-					return errors.New("only the stand-in can do this")
+				p.behave(SDS, func(c *conduct) { c.bundleStuck = true })
+				if err := p.server.announce(); err != nil {
+					return err
 				}
-				sticker.StickContexts(true)
-				return p.pushSDS()
+				p.server.push(WorkloadAPI)
+				return nil
 			},
 			heal: func(_ context.Context, p *Pod) error {
-				p.envoy.(ContextSticker).StickContexts(false) //nolint:forcetypeassert // it was injected
+				p.behave(SDS, func(c *conduct) { c.bundleStuck = false })
 				return p.pushSDS()
 			},
+		},
+		{
+			Name: "listener-drained", Summary: "Envoy's listeners are drained: nobody can connect.",
+			Shows: rotation.ServedUnreachable, Reason: rotation.ReasonRefused,
+			inject: func(ctx context.Context, p *Pod) error { return p.envoy.DrainListeners(ctx) },
+			heal: func(ctx context.Context, p *Pod) error {
+				return errors.Join(p.envoy.Stop(), p.envoy.Start(ctx))
+			},
+		},
+		{
+			Name: "listener-stuck", Summary: "Envoy's listener goes on showing an old certificate, though all contexts have the new one.",
+			Shows: rotation.ServedStale, StandInOnly: true,
+			Follows: []rotation.ProblemName{rotation.CertificateExpiring, rotation.CertificateExpired},
+			inject:  stick(ContextSticker.StickListener, true), heal: stick(ContextSticker.StickListener, false),
 		},
 	}
 	// What is a matter of the server's conduct. A heal that stands for a
@@ -245,6 +294,8 @@ func Faults() []Fault {
 		"expired-svid":        {func(c *conduct, on bool) { c.expired = on }, push, push, []Service{WorkloadAPI, SDS}},
 		"sds-closed":          {refuse(status.Error(codes.PermissionDenied, "workload is not authorized")), 0, 0, []Service{SDS}},
 		"sds-silent":          {func(c *conduct, on bool) { c.stalled = on }, 0, push, []Service{SDS}},
+		"sds-flapping":        {func(c *conduct, on bool) { c.flap = on }, cut, 0, []Service{SDS}},
+		"federated-resend":    {func(c *conduct, on bool) { c.starved = on }, push, cut, []Service{SDS}},
 		"tbot-resend":         {func(c *conduct, on bool) { c.resend = on }, 0, cut, []Service{SDS}},
 		"bad-key":             {func(c *conduct, on bool) { c.badKey = on }, push, push, []Service{SDS}},
 		"other-identity":      {func(c *conduct, on bool) { c.otherID = on }, push, push, []Service{SDS}},
@@ -256,6 +307,19 @@ func Faults() []Fault {
 		}
 	}
 	return faults
+}
+
+// stick makes the stand-in keep something from taking new secrets, and sends
+// one.
+func stick(what func(ContextSticker, bool), stuck bool) func(context.Context, *Pod) error {
+	return func(_ context.Context, p *Pod) error {
+		sticker, ok := p.envoy.(ContextSticker)
+		if !ok {
+			return errors.New("only the stand-in can do this")
+		}
+		what(sticker, stuck)
+		return p.pushSDS()
+	}
 }
 
 func stopServer(_ context.Context, p *Pod) error {

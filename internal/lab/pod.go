@@ -28,7 +28,9 @@ type Config struct {
 	StandIn string
 	// SDSStats lets Envoy show its sds. statistics.
 	SDSStats bool
-	Log      *slog.Logger
+	// SecondProvider gives a real Envoy two providers of each secret.
+	SecondProvider bool
+	Log            *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -97,7 +99,7 @@ func (p *Pod) start(ctx context.Context) (err error) {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}
@@ -182,6 +184,10 @@ func (p *Pod) turn(ctx context.Context, name string, on bool) error {
 	p.timeline.add(Event{Kind: kind, Fault: name, Message: fault.Summary})
 	return nil
 }
+
+// Resend makes the identity provider send each secret once more to Envoy,
+// unchanged and under a new version, as both providers do in health.
+func (p *Pod) Resend() { p.server.resendOnce() }
 
 // behave changes the conduct of a service.
 func (p *Pod) behave(service Service, alter func(*conduct)) {

@@ -31,6 +31,9 @@ type RealEnvoyConfig struct {
 	SDSStats bool
 	// Clusters is how many upstream clusters have a TLS context, 2 if zero.
 	Clusters int
+	// SecondProvider makes the clusters ask for the secrets by a second
+	// configuration source, which is a provider of its own to Envoy.
+	SecondProvider bool
 }
 
 // RealEnvoy is an Envoy process.
@@ -129,15 +132,23 @@ func (e *RealEnvoy) bootstrap() object {
 			"grpc_services": []any{object{"envoy_grpc": object{"cluster_name": "sds-grpc"}}},
 		},
 	}
-	common := object{
-		"tls_certificate_sds_secret_configs": []any{object{"name": identitySecret, "sds_config": sds}},
-		"combined_validation_context": object{
-			"default_validation_context":           object{},
-			"validation_context_sds_secret_config": object{"name": bundleSecret, "sds_config": sds},
-		},
+	common := func(source object) object {
+		return object{
+			"tls_certificate_sds_secret_configs": []any{object{"name": identitySecret, "sds_config": source}},
+			"combined_validation_context": object{
+				"default_validation_context":           object{},
+				"validation_context_sds_secret_config": object{"name": bundleSecret, "sds_config": source},
+			},
+		}
 	}
-	transport := func(kind string, more object) object {
-		config := object{"@type": tlsPackage + kind, "common_tls_context": common}
+	upstream := sds
+	if e.cfg.SecondProvider {
+		// Envoy keys a provider by the bytes of its configuration source.
+		upstream = maps.Clone(sds)
+		upstream["initial_fetch_timeout"] = "1s"
+	}
+	transport := func(kind string, source, more object) object {
+		config := object{"@type": tlsPackage + kind, "common_tls_context": common(source)}
 		maps.Copy(config, more)
 		return object{"name": "envoy.transport_sockets.tls", "typed_config": config}
 	}
@@ -171,7 +182,7 @@ func (e *RealEnvoy) bootstrap() object {
 		clusters = append(clusters, object{
 			"name": name, "type": "STATIC", "connect_timeout": "1s",
 			"load_assignment":  endpoint(name, socketAddress("127.0.0.1:1")),
-			"transport_socket": transport("UpstreamTlsContext", nil),
+			"transport_socket": transport("UpstreamTlsContext", upstream, nil),
 		})
 	}
 	prefixes := []any{}
@@ -191,7 +202,7 @@ func (e *RealEnvoy) bootstrap() object {
 				"name": "virtualInbound", "address": socketAddress(e.listener),
 				"filter_chains": []any{object{
 					"filters":          []any{object{"name": manager, "typed_config": application}},
-					"transport_socket": transport("DownstreamTlsContext", object{"require_client_certificate": true}),
+					"transport_socket": transport("DownstreamTlsContext", sds, object{"require_client_certificate": true}),
 				}},
 			}},
 		},
@@ -281,6 +292,24 @@ func (e *RealEnvoy) signal(s syscall.Signal) error {
 	}
 	if err := cmd.Process.Signal(s); err != nil {
 		return fmt.Errorf("send %s to Envoy: %w", s, err)
+	}
+	return nil
+}
+
+// DrainListeners implements Envoy.
+func (e *RealEnvoy) DrainListeners(ctx context.Context) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, e.AdminAddress()+"/drain_listeners", nil)
+	if err != nil {
+		return fmt.Errorf("drain Envoy's listeners: %w", err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("drain Envoy's listeners: %w", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("drain Envoy's listeners: %s", response.Status)
 	}
 	return nil
 }

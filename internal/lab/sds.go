@@ -149,10 +149,14 @@ func identity(v *svid) *tls.Secret_TlsCertificate {
 // sds/handler.go, newTLSV3ValidationContext; spire: sdsv3/handler.go). Each
 // renewal sends it again although it is the same.
 func (s *server) bundle() (*tls.Secret_ValidationContext, error) {
+	var bundle []byte
+	for _, a := range s.authorities(SDS) {
+		bundle = append(bundle, certificatePEM(a.certificate)...)
+	}
 	config, err := anypb.New(&tls.SPIFFECertValidatorConfig{
 		TrustDomains: []*tls.SPIFFECertValidatorConfig_TrustDomain{{
 			Name:        TrustDomain,
-			TrustBundle: inline(certificatePEM(s.ca.certificate)),
+			TrustBundle: inline(bundle),
 		}},
 	})
 	if err != nil {

@@ -34,6 +34,16 @@ type conduct struct {
 	// resend renews with the SVID that was sent before.
 	resend bool
 
+	// starved renews as if a federated bundle had changed: with the SVID that
+	// was sent before, and twice as often.
+	starved bool
+	// flap ends each stream soon after its first answer.
+	flap bool
+	// bundleStuck sends no new trust bundle.
+	bundleStuck bool
+	// withholdSecond answers for the identity on one stream only.
+	withholdSecond bool
+
 	// What is wrong with the SVIDs.
 	expired, badKey, otherID, foreign bool
 }
@@ -50,20 +60,27 @@ type server struct {
 	ttl, renewal time.Duration
 	timeline     *timeline
 
-	mu       sync.Mutex
-	ca       *authority
-	foreign  *authority
-	conducts map[Service]conduct
-	streams  map[*stream]struct{}
-	opened   int
+	mu      sync.Mutex
+	ca      *authority
+	foreign *authority
+	// announced is an authority that issues nothing yet, nil if there is none;
+	// before is the one that was announced before it.
+	announced, before *authority
+	conducts          map[Service]conduct
+	streams           map[*stream]struct{}
+	opened            int
 	// last is the SVID issued last: with SPIRE the one that all streams share.
 	last *svid
 	// rotation renews the shared SVID; nil with tbot.
 	rotation *time.Timer
 
+	gate   *gate
 	grpc   *grpc.Server
 	served chan error
 }
+
+// flapAfter is how long a flapping stream lasts.
+const flapAfter = 200 * time.Millisecond
 
 func newServer(issuer Issuer, ttl, renewal time.Duration, t *timeline) (*server, error) {
 	now := time.Now()
@@ -80,6 +97,7 @@ func newServer(issuer Issuer, ttl, renewal time.Duration, t *timeline) (*server,
 		ca: ca, foreign: foreign,
 		conducts: make(map[Service]conduct),
 		streams:  make(map[*stream]struct{}),
+		gate:     newGate(),
 	}
 	if s.last, err = s.mint(conduct{}); err != nil {
 		return nil, err
@@ -145,7 +163,7 @@ func (s *server) listen(path string) error {
 	s.served = make(chan error, 1)
 	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	secretservice.RegisterSecretDiscoveryServiceServer(s.grpc, s)
-	go func(g *grpc.Server, served chan<- error) { served <- g.Serve(listener) }(s.grpc, s.served)
+	go func(g *grpc.Server, served chan<- error) { served <- g.Serve(gated{listener, s.gate}) }(s.grpc, s.served)
 	return nil
 }
 
@@ -154,6 +172,7 @@ func (s *server) stop() error {
 	if s.grpc == nil {
 		return nil
 	}
+	s.gate.unshut()
 	s.grpc.Stop()
 	err := <-s.served
 	s.grpc = nil
@@ -273,6 +292,8 @@ type stream struct {
 	// cut and push belong to the server's mutex.
 	cut  error
 	push bool
+	// again sends what was sent before.
+	again bool
 }
 
 func (st *stream) rouse() {
@@ -319,8 +340,8 @@ func (s *server) due(st *stream, ticked bool) (*svid, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.conducts[st.service]
-	push := st.push
-	st.push = false
+	push, again := st.push, st.again && st.current != nil
+	st.push, st.again = false, false
 	switch {
 	case st.cut != nil:
 		return nil, st.cut
@@ -332,11 +353,17 @@ func (s *server) due(st *stream, ticked bool) (*svid, error) {
 		return nil, s.issuer.notEntitled()
 	case c.noIdentity && st.wantsIdentity():
 		return nil, s.issuer.unknownNames([]string{identitySecret})
-	case c.mute, c.withhold && st.wantsIdentity():
+	case c.flap && st.answered && ticked:
+		return nil, errFlap
+	case c.mute, c.withhold && st.wantsIdentity(), c.withholdSecond && s.isSecond(st):
 		s.rearm(st)
 		return nil, nil
 	case !st.answered:
 	case push:
+	case again:
+		st.sent++
+		s.rearm(st)
+		return st.current, nil
 	case ticked && (c.stalled || c.frozen):
 		s.rearm(st)
 		return nil, nil
@@ -357,7 +384,7 @@ func (s *server) due(st *stream, ticked bool) (*svid, error) {
 // next is the SVID of the next answer on a stream.
 func (s *server) next(st *stream, c conduct) (*svid, error) {
 	switch {
-	case c.resend && st.current != nil:
+	case (c.resend || c.starved) && st.current != nil:
 		// tbot before 18.6.4 and 17.7.14: the renewal timer fires, the cached
 		// SVIDs are not dropped (gravitational/teleport#62813).
 		return st.current, nil
@@ -375,7 +402,65 @@ func (s *server) next(st *stream, c conduct) (*svid, error) {
 
 // rearm starts the renewal timer anew, as tbot does after every answer.
 func (s *server) rearm(st *stream) {
-	if s.issuer == Tbot {
+	switch c := s.conducts[st.service]; {
+	case c.flap:
+		st.timer.Reset(flapAfter)
+	case c.starved:
+		st.timer.Reset(s.renewal / 2)
+	case s.issuer == Tbot:
 		st.timer.Reset(s.renewal)
+	}
+}
+
+// isSecond tells whether another stream carries the identity already.
+func (s *server) isSecond(st *stream) bool {
+	if !st.wantsIdentity() || st.answered {
+		return false
+	}
+	for other := range s.streams {
+		if other != st && other.service == st.service && other.answered && other.wantsIdentity() {
+			return true
+		}
+	}
+	return false
+}
+
+// announce puts a new authority into the trust bundle.
+func (s *server) announce() error {
+	next, err := newAuthority("svid-watchdog lab CA, the next", time.Now())
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before, s.announced = s.announced, next
+	return nil
+}
+
+// authorities are the trust bundle as a service sends it.
+func (s *server) authorities(service Service) []*authority {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.announced
+	if s.conducts[service].bundleStuck {
+		next = s.before
+	}
+	if next == nil {
+		return []*authority{s.ca}
+	}
+	return []*authority{s.ca, next}
+}
+
+// resendOnce sends on each open SDS stream once more what was sent before, as
+// tbot does when a federated bundle changes, and SPIRE when anything of the
+// workload does.
+func (s *server) resendOnce() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.streams {
+		if st.service == SDS {
+			st.again = true
+			st.rouse()
+		}
 	}
 }

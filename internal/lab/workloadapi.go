@@ -54,10 +54,14 @@ func hasSecurityHeader(ctx context.Context) bool {
 }
 
 func (s *server) workloadAnswer(v *svid) *workload.X509SVIDResponse {
+	var bundle []byte
+	for _, a := range s.authorities(WorkloadAPI) {
+		bundle = append(bundle, a.certificate.Raw...)
+	}
 	return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
 		SpiffeId:    v.leaf.URIs[0].String(),
 		X509Svid:    v.leaf.Raw,
 		X509SvidKey: v.key,
-		Bundle:      s.ca.certificate.Raw,
+		Bundle:      bundle,
 	}}}
 }

@@ -12,6 +12,7 @@ package podsim
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"svid-watchdog/internal/rotation"
@@ -40,6 +41,8 @@ type Config struct {
 	// TTL is an SVID's lifetime from its issuance; Renewal the distance of
 	// two, 0 for the issuer's habit.
 	TTL, Renewal time.Duration
+	// Rand, if set, makes renewals as unsteady as the real ones: see gap.
+	Rand *rand.Rand
 	// Streams is how many providers Envoy has of the identity, 1 if zero.
 	Streams int
 }
@@ -103,7 +106,7 @@ type Pod struct {
 
 type svid struct {
 	cert rotation.Certificate
-	born time.Time
+	due  time.Time // of its renewal
 }
 
 // sdsStream is one provider of the identity in Envoy.
@@ -154,7 +157,30 @@ func (p *Pod) issue(now time.Time) svid {
 	}
 	binary.BigEndian.PutUint64(c.SHA256[:], p.issued)
 	c.Chain = [][]byte{[]byte("good")}
-	return svid{c, now}
+	return svid{c, now.Add(p.gap())}
+}
+
+// spireSync is how often SPIRE's agent looks for SVIDs to renew, by default.
+const spireSync = 5 * time.Second
+
+// gap is the distance to the next renewal. tbot's timer is steady, and each
+// issuance takes its time. SPIRE draws a lot at each of its looks, whether the
+// life left is less than half of the lifetime, give or take a tenth of it
+// (spire: pkg/common/rotationutil), so that it renews early and unsteadily.
+func (p *Pod) gap() time.Duration {
+	r := p.cfg.Rand
+	if r == nil {
+		return p.cfg.Renewal
+	}
+	if p.cfg.Issuer == Tbot {
+		return p.cfg.Renewal + time.Duration(r.Float64()*r.Float64()*float64(5*time.Second))
+	}
+	half := (p.cfg.TTL + backdate(SPIRE)) / 2
+	for left := half * 11 / 10; ; left -= spireSync {
+		if drawn := half*9/10 + time.Duration(r.Int64N(int64(half/5))); left <= drawn {
+			return max(spireSync, p.cfg.TTL-left)
+		}
+	}
 }
 
 // fresh is what the issuer hands to a stream now.
@@ -162,7 +188,7 @@ func (p *Pod) fresh(now time.Time) svid {
 	if p.cfg.Issuer == Tbot {
 		return p.issue(now)
 	}
-	if p.shared.born.IsZero() || now.Sub(p.shared.born) >= p.cfg.Renewal {
+	if p.shared.due.IsZero() || !now.Before(p.shared.due) {
 		p.shared = p.issue(now)
 	}
 	return p.shared
@@ -204,7 +230,7 @@ func (p *Pod) Advance(now time.Time) {
 			p.stream++
 		}
 		p.api = p.fresh(now)
-		p.apiDue = p.api.born.Add(p.cfg.Renewal)
+		p.apiDue = p.api.due
 		p.sent = &rotation.Issuance{
 			At: now, Stream: p.stream, Leaf: p.api.cert, SPIFFEIDs: []string{ID},
 			Bundle: p.bundle(p.cas),
@@ -249,7 +275,7 @@ func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
 			p.requests++
 		}
 		return
-	case p.SDSFlapping && s.up:
+	case p.SDSFlapping && s.up && now.Unix()%4 == 0:
 		s.up = false // closed; it is opened again a second later
 		return
 	case p.Withhold:
@@ -264,7 +290,7 @@ func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
 	case !p.Resend:
 		s.held = p.fresh(now)
 	}
-	s.due = s.held.born.Add(p.cfg.Renewal)
+	s.due = s.held.due
 	if p.Resend {
 		s.due = now.Add(p.cfg.Renewal)
 	}
@@ -355,6 +381,17 @@ func (p *Pod) deliver(s *sdsStream, now time.Time) {
 	if !p.cfg.Modern {
 		p.bundleUpdated = now
 	}
+}
+
+// NextDue is when the identity provider renews next on any stream.
+func (p *Pod) NextDue() time.Time {
+	due := p.apiDue
+	for _, s := range p.streams {
+		if due.IsZero() || s.due.Before(due) {
+			due = s.due
+		}
+	}
+	return due
 }
 
 // Issuance is the message that the Workload API has brought since the last

@@ -11,6 +11,7 @@ type envoyRecord struct {
 	seen      bool
 	lastGood  time.Time
 	downSince time.Time // zero while it answers
+	downUntil time.Time // the end of the latest look that failed
 	err       string
 	version   string
 	state     string
@@ -44,24 +45,25 @@ type envoyRecord struct {
 	// lastHollow is when an update last changed nothing.
 	lastHollow time.Time
 
-	// The SDS stream: since when it is down, the look before it went down,
-	// whether the latest look showed it up again, and which counter rose last.
+	// The SDS stream: since when it is down, when a look last found it open,
+	// and which counter rose last.
 	streamDown time.Time
-	streamUp   bool
+	lastOpen   time.Time
 	lastRise   Reason
 	reopening  reopening
 }
 
 // reopening is a run of looks at the SDS cluster between which requests were
-// opened again and again. It ends when none was for longer than Envoy waits
-// at most before it tries again.
+// opened again and again. It ends when none was for the grace, or for as long
+// as Envoy waits at most where one is still missing.
 type reopening struct {
 	since, last time.Time
 	requests    uint64
 	rises       int
 	// looks counts the looks of the run, short those at which some requests
-	// were open, yet fewer than Envoy has secrets to ask for.
-	looks, short int
+	// were open, yet fewer than Envoy has secrets to ask for, and none those
+	// at which none was.
+	looks, short, none int
 }
 
 // maxBackoff is how long Envoy waits at most before it opens an SDS stream
@@ -82,7 +84,7 @@ type countedRefusal struct {
 // reset forgets one life of Envoy.
 func (e *envoyRecord) reset() {
 	*e = envoyRecord{
-		seen: e.seen, lastGood: e.lastGood, downSince: e.downSince, err: e.err,
+		seen: e.seen, lastGood: e.lastGood, downSince: e.downSince, downUntil: e.downUntil, err: e.err,
 		version: e.version, state: e.state, spent: e.spent,
 		refused: make(map[certificateKey]refusal),
 	}
@@ -112,6 +114,7 @@ func (l *Ledger) RecordEnvoy(o Envoy) {
 		if e.downSince.IsZero() {
 			e.downSince = o.At
 		}
+		e.downUntil = o.At.Add(o.Spent)
 		return
 	}
 	e.downSince = time.Time{}
@@ -135,7 +138,7 @@ func (l *Ledger) RecordEnvoy(o Envoy) {
 		l.recordContexts(*o.Contexts)
 	}
 	if o.SDSCluster != nil {
-		e.recordCluster(*o.SDSCluster, max(l.cfg.Grace, maxBackoff))
+		e.recordCluster(*o.SDSCluster, l.cfg.Grace)
 	}
 	l.verifyServed(o.At)
 }
@@ -148,7 +151,7 @@ func (l *Ledger) verifyServed(at time.Time) {
 	waiting := e.toServe[:0]
 	for _, v := range e.toServe {
 		switch {
-		case l.stages[Served].holds(v.Certificate) && l.stages[Served].seenAt.Before(at):
+		case l.stages[Served].holds(v.Certificate) && !l.stages[Served].seenAt.After(at):
 			l.verify(at, Served, "A rotation went all the way to a TLS handshake.")
 		case l.stages[Delivered].holds(v.Certificate):
 			waiting = append(waiting, v)
@@ -180,7 +183,7 @@ func (l *Ledger) recordSecrets(s Secrets) {
 		}
 		present[now.Leaf.key()] = true
 		reason := l.refusalOf(now, before)
-		if _, known := e.refused[now.Leaf.key()]; !known && reason != ReasonNone {
+		if _, known := e.refused[now.Leaf.key()]; !known && reason != ReasonNone && !l.stages[Loaded].holds(now.Leaf) {
 			l.refuse(s.At, now.Leaf, reason)
 		}
 		l.compareUpdate(now, before, s.At)
@@ -346,30 +349,29 @@ func (l *Ledger) recordContexts(c Contexts) {
 }
 
 // recordCluster follows the SDS stream. A stream that the server closes at
-// once may be open for the blink of a look, so that it takes two looks, or one
-// without a new request, to call it up again.
-func (e *envoyRecord) recordCluster(c SDSCluster, quiet time.Duration) {
+// once may be open for the blink of a look, so that it takes two looks within
+// the grace, or one without a new request, to call it up again.
+func (e *envoyRecord) recordCluster(c SDSCluster, grace time.Duration) {
 	was := e.cluster
 	e.cluster = &c
 	if !c.Found {
-		e.streamDown, e.streamUp, e.reopening = time.Time{}, false, reopening{}
+		e.streamDown, e.lastOpen, e.reopening = time.Time{}, time.Time{}, reopening{}
 		return
 	}
 	var failures, requests uint64
 	if was != nil && was.Found && c.ConnectFailures >= was.ConnectFailures && c.Requests >= was.Requests {
 		failures, requests = c.ConnectFailures-was.ConnectFailures, c.Requests-was.Requests
 	}
-	e.followReopening(c, requests, quiet)
+	e.followReopening(c, requests, grace)
 	if c.ActiveRequests > 0 {
-		if e.streamDown.IsZero() || e.streamUp || requests == 0 {
+		if again := !e.lastOpen.IsZero() && c.At.Sub(e.lastOpen) <= grace; e.streamDown.IsZero() || again || requests == 0 {
 			e.streamDown, e.lastRise = time.Time{}, ReasonNone
 		}
-		e.streamUp = true
+		e.lastOpen = c.At
 		return
 	}
-	e.streamUp = false
 	if e.streamDown.IsZero() {
-		e.streamDown, e.lastRise = c.At, ReasonUndetermined
+		e.streamDown, e.lastOpen, e.lastRise = c.At, time.Time{}, ReasonUndetermined
 	}
 	switch {
 	case failures > 0 && (requests == 0 || c.ActiveConnections == 0):
@@ -387,7 +389,11 @@ func (e *envoyRecord) recordCluster(c SDSCluster, quiet time.Duration) {
 func (e *envoyRecord) followReopening(c SDSCluster, requests uint64, quiet time.Duration) {
 	r := &e.reopening
 	if c.ActiveRequests == 0 {
+		r.none++
 		return
+	}
+	if c.ActiveRequests < e.subscriptions() {
+		quiet = max(quiet, maxBackoff) // the next try may be that far away
 	}
 	if requests == 0 && (r.since.IsZero() || c.At.Sub(r.last) >= quiet) {
 		*r = reopening{}
@@ -426,7 +432,7 @@ func (e *envoyRecord) streamReason() Reason {
 		return ReasonClosedByServer
 	case !e.streamDown.IsZero():
 		return ReasonStreamDown
-	case e.reopening.rises > 1:
+	case e.reopening.rises > 1 && e.cluster.ActiveRequests < e.subscriptions():
 		return ReasonClosedByServer
 	default:
 		return ReasonNone

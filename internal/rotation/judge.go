@@ -187,9 +187,12 @@ func (j *judgement) unreachable(reason Reason) {
 // overdue tells whether a leaf was older than the renewal interval and the
 // grace when it was last seen, and says so.
 func (j *judgement) overdue(leaf *seenLeaf, seen time.Time) (string, bool) {
+	age := j.age(leaf, seen) // first, as it may date the leaf further back
 	interval, source := j.interval(leaf)
-	age := j.age(leaf, seen)
 	due := interval + j.cfg.Grace - age
+	if source == IntervalLearned {
+		due += j.renewal.allowance(j.cfg.Grace)
+	}
 	if due > 0 {
 		if seen.Equal(j.now) {
 			j.reached(j.now.Add(due))
@@ -252,7 +255,7 @@ func (j *judgement) expiry() {
 // envoyReachability tells whether what is known of Envoy is too old to judge
 // it by. Within the grace the last look still stands.
 func (j *judgement) envoyReachability() (unknown bool) {
-	if j.envoy.downSince.IsZero() || !j.lasts(j.envoy.downSince) {
+	if j.envoy.downSince.IsZero() || j.envoy.downUntil.Sub(j.envoy.downSince) < j.cfg.Grace {
 		return false
 	}
 	j.raise(EnvoyUnreachable, Delivered, ReasonNone, j.envoy.err)
@@ -315,11 +318,12 @@ func (e *envoyRecord) missingReason() Reason {
 
 func (j *judgement) sdsStream() {
 	e := &j.envoy
-	if !e.streamDown.IsZero() {
-		if e.cluster.At.Sub(e.streamDown) >= j.cfg.Grace {
-			j.raise(SDSStreamDown, Delivered, e.lastRise, fmt.Sprintf("connect failures %d, requests %d in this life of Envoy",
-				e.cluster.ConnectFailures, e.cluster.Requests))
-		}
+	if !e.streamDown.IsZero() && e.cluster.ActiveRequests > 0 {
+		// Open again, or for the blink of this look: the next one tells.
+		j.keep(SDSStreamDown)
+	} else if !e.streamDown.IsZero() && e.cluster.At.Sub(e.streamDown) >= j.cfg.Grace {
+		j.raise(SDSStreamDown, Delivered, e.lastRise, fmt.Sprintf("connect failures %d, requests %d in this life of Envoy",
+			e.cluster.ConnectFailures, e.cluster.Requests))
 		return
 	}
 	// A restart of the server opens each request anew, perhaps more than once;
@@ -329,7 +333,7 @@ func (j *judgement) sdsStream() {
 		return
 	}
 	reason := ReasonReconnecting
-	if 3*r.short > 2*r.looks {
+	if r.none == 0 && 3*r.short > 2*r.looks {
 		reason = ReasonPartlyRefused
 	}
 	j.raise(SDSStreamFlapping, Delivered, reason, fmt.Sprintf("%d requests were opened within %s, %d are open",
@@ -510,13 +514,13 @@ func (j *judgement) served() {
 		}
 		return
 	}
-	c, loaded := j.envoy.contexts, j.stages[Loaded]
-	if c == nil || h.At.Before(c.At) || loaded.holds(*h.Leaf) {
+	loaded := j.stages[Loaded]
+	if loaded.holds(*h.Leaf) {
 		return
 	}
 	for _, l := range loaded.current {
-		if l.NotAfter.Before(h.Leaf.NotAfter) {
-			return // the handshake is ahead of the last look at the contexts
+		if h.At.Before(l.firstSeen) || l.NotAfter.Before(h.Leaf.NotAfter) {
+			return // one of the two looks is older than what the other saw
 		}
 	}
 	if len(loaded.current) > 0 && j.holds(ServedStale, h.At) {

@@ -96,6 +96,9 @@ func NewLedger(cfg Config) *Ledger {
 	return l
 }
 
+// Rotations counts the new leaves that a stage showed after its first.
+func (l *Ledger) Rotations(s Stage) uint64 { return l.stages[s].rotations }
+
 func (l *Ledger) event(e Event) {
 	l.seq++
 	e.Seq = l.seq

@@ -26,6 +26,8 @@ type life struct {
 	now    time.Time
 	start  time.Time
 	raised map[rotation.ProblemName]time.Duration // when first raised
+	// handshake makes handshakes, one at each poll.
+	handshake bool
 }
 
 func begin(t *testing.T, cfg podsim.Config) *life {
@@ -40,7 +42,7 @@ func begin(t *testing.T, cfg podsim.Config) *life {
 }
 
 func (l *life) newLedger() {
-	l.ledger = rotation.NewLedger(rotation.Config{Grace: grace, Verify: podsim.Verify})
+	l.ledger = rotation.NewLedger(rotation.Config{Grace: grace, Verify: podsim.Verify, Handshake: l.handshake})
 }
 
 // run plays d and returns the last verdict. Each second the pod moves on; each
@@ -61,6 +63,9 @@ func (l *life) run(d time.Duration) rotation.Verdict {
 		l.ledger.RecordWorkloadAPI(l.pod.WorkloadAPI(l.now))
 		l.ledger.RecordFiles(l.pod.CredentialFiles(l.now))
 		if l.now.Sub(l.start)%poll == 0 {
+			if l.handshake {
+				l.ledger.RecordHandshake(l.pod.Handshake(l.now))
+			}
 			l.ledger.RecordEnvoy(l.pod.Envoy(l.now))
 		}
 		v = l.ledger.Judge(l.now)
@@ -477,9 +482,11 @@ func TestFaults(t *testing.T) {
 		want   rotation.ProblemName
 		reason rotation.Reason
 		bound  time.Duration
+		heals  time.Duration // what healing takes beyond two polls
 		spire  time.Duration // bound with SPIRE, 0 if the same
 		allow  []rotation.ProblemName
 		mode   rotation.IdentityMode
+		served bool // with handshakes
 	}{
 		{
 			name:   "two files",
@@ -567,6 +574,46 @@ func TestFaults(t *testing.T) {
 			inject: func(p *podsim.Pod, now time.Time) { p.OtherID = true; p.Push(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.OtherID = false; p.Push(now) },
 			want:   rotation.IdentityMismatch, bound: grace + poll + time.Second,
+		}, {
+			name:   "sds streams flap",
+			inject: func(p *podsim.Pod, _ time.Time) { p.SDSFlapping = true },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.SDSFlapping = false },
+			want:   rotation.SDSStreamFlapping, reason: rotation.ReasonReconnecting,
+			bound: grace + 3*poll + 2*time.Second, heals: grace + poll,
+		}, {
+			name: "not entitled",
+			inject: func(p *podsim.Pod, _ time.Time) {
+				p.NotEntitled = true
+				p.APIState = &rotation.WorkloadAPI{State: rotation.WorkloadAPIDenied, SocketAnswers: &yes}
+			},
+			heal: func(p *podsim.Pod, _ time.Time) { p.NotEntitled, p.APIState = false, nil },
+			want: rotation.WorkloadDenied, bound: grace + poll, heals: grace + poll,
+			allow: []rotation.ProblemName{rotation.SDSStreamFlapping},
+		}, {
+			name:   "identity refused on SDS alone",
+			inject: func(p *podsim.Pod, _ time.Time) { p.NotEntitled = true },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.NotEntitled = false },
+			want:   rotation.SDSStreamFlapping, reason: rotation.ReasonPartlyRefused, bound: 2 * grace, heals: grace + poll,
+		}, {
+			name:   "a second provider warms for ever",
+			inject: func(p *podsim.Pod, _ time.Time) { p.SecondWarms = true },
+			heal:   func(p *podsim.Pod, now time.Time) { p.SecondWarms = false; p.RestartEnvoy(now) },
+			want:   rotation.SecretMissing, reason: rotation.ReasonSecondProvider, bound: grace + poll + time.Second,
+		}, {
+			name:   "bundle stuck",
+			inject: func(p *podsim.Pod, now time.Time) { p.BundleStuck = true; p.AddAuthority(now) },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.BundleStuck = false },
+			want:   rotation.TrustBundleStale, reason: rotation.ReasonServerSilentOrResends, bound: grace + poll + time.Second,
+		}, {
+			name:   "listener down",
+			inject: func(p *podsim.Pod, _ time.Time) { p.ListenerDown = true },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.ListenerDown = false },
+			want:   rotation.ServedUnreachable, reason: rotation.ReasonRefused, bound: grace + poll, served: true,
+		}, {
+			name:   "listener stuck",
+			inject: func(p *podsim.Pod, now time.Time) { p.ServedStuck = true; p.Push(now) },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.ServedStuck = false },
+			want:   rotation.ServedStale, bound: grace + poll + time.Second, served: true,
 		},
 	}
 	for _, tt := range tests {
@@ -577,7 +624,9 @@ func TestFaults(t *testing.T) {
 					bound = tt.spire
 				}
 				l := begin(t, cfg)
-				l.run(3*time.Hour + 7*time.Minute)
+				l.handshake = tt.served
+				l.newLedger()
+				l.run(5*time.Hour + 7*time.Minute)
 				l.quiet()
 				tt.inject(l.pod, l.now)
 				injected := l.now.Sub(l.start)
@@ -601,7 +650,7 @@ func TestFaults(t *testing.T) {
 					t.Errorf("identity mode %s, want %s", v.IdentityMode, tt.mode)
 				}
 				tt.heal(l.pod, l.now)
-				if v := l.run(2*poll + 2*time.Second); v.State != rotation.Healthy {
+				if v := l.run(2*poll + 2*time.Second + tt.heals); v.State != rotation.Healthy {
 					t.Errorf("healed, yet %s %v", v.State, names(v))
 				}
 				verified := v.VerifiedRotations

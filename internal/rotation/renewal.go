@@ -20,7 +20,7 @@ type renewal struct {
 // gapsKept is how many distances are remembered; the longest of them is the
 // interval: a renewal out of turn makes a short one, which must not make later
 // renewals look overdue.
-const gapsKept = 4
+const gapsKept = 8
 
 // leadsKept is how many leads are remembered; the shortest counts, since a
 // leaf of an issuer that shares its SVIDs (SPIRE) may be old when received.
@@ -59,6 +59,19 @@ func (r *renewal) learned() (time.Duration, bool) {
 	return interval, true
 }
 
+// allowance is what a learned interval may be exceeded by before a renewal is
+// overdue. tbot renews by a timer and needs none. SPIRE draws lots around half
+// life, give or take a tenth of it (spire: pkg/common/rotationutil), so that
+// the longest of a few distances is soon exceeded: for 24 h SVIDs by minutes.
+// An issuer that was not seen to be steady is allowed a tenth.
+func (r *renewal) allowance(grace time.Duration) time.Duration {
+	interval, ok := r.learned()
+	if !ok || len(r.gaps) == gapsKept && slices.Max(r.gaps)-slices.Min(r.gaps) <= grace/10 {
+		return 0
+	}
+	return interval / 10
+}
+
 // lead is by how much the issuer back-dates, if a leaf was seen.
 func (r *renewal) lead() (time.Duration, bool) {
 	if len(r.leads) == 0 {
@@ -74,8 +87,8 @@ func (r *renewal) forgetClock() {
 }
 
 // interval is the renewal interval that a leaf is judged by. Until it is
-// learned it is assumed to be half of the life that the leaf had left when
-// first seen: no known issuer renews later than at half life.
+// learned it is assumed to be half of the life that the leaf had, as far back
+// as its age is counted: no known issuer renews later than at half life.
 func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 	if l.cfg.Interval > 0 {
 		return l.cfg.Interval, IntervalConfigured
@@ -86,5 +99,5 @@ func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 	if leaf == nil {
 		return 0, ""
 	}
-	return max(0, leaf.NotAfter.Sub(leaf.firstSeen.Round(0))/2), IntervalAssumed
+	return max(0, leaf.NotAfter.Sub(leaf.firstSeen.Round(0))+leaf.earlier) / 2, IntervalAssumed
 }

@@ -39,12 +39,19 @@ func (m *monitor) record(take func(*rotation.Ledger)) {
 	}
 }
 
-// Verdict judges what is known nom.
+// Verdict judges what is known now.
 func (m *monitor) Verdict() rotation.Verdict {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.judged = true
 	return m.ledger.Judge(time.Now())
+}
+
+// loaded counts the rotations of Envoy's TLS contexts.
+func (m *monitor) loaded() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ledger.Rotations(rotation.Loaded)
 }
 
 func (m *monitor) ready() bool {

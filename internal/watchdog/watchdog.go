@@ -17,6 +17,7 @@ import (
 	"svid-watchdog/internal/certificate"
 	"svid-watchdog/internal/envoy"
 	"svid-watchdog/internal/fswatch"
+	"svid-watchdog/internal/handshake"
 	"svid-watchdog/internal/metrics"
 	"svid-watchdog/internal/rotation"
 	"svid-watchdog/internal/svid"
@@ -34,6 +35,10 @@ type Config struct {
 	// BudgetPercent is the share of Envoy's time that may be spent on us.
 	BudgetPercent                            float64
 	SDSCluster, IdentitySecret, BundleSecret string
+
+	// HandshakeAddress is HOST:PORT of Envoy's listener, empty for no
+	// handshakes.
+	HandshakeAddress string
 
 	// RotationInterval is 0 to learn it, ExpiryMargin 0 for a sixth of the
 	// certificate's lifetime.
@@ -95,6 +100,8 @@ type Watchdog struct {
 	svid  *svid.Client
 	envoy *envoy.Client
 	web   *web.Server
+	// handshake is nil when it is off.
+	handshake *handshake.Prober
 }
 
 // New checks the configuration and listens. Its errors are those of the
@@ -108,6 +115,8 @@ func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
 		Grace:    cfg.Grace,
 		Margin:   cfg.ExpiryMargin,
 		Verify:   certificate.Verify,
+
+		Handshake: cfg.HandshakeAddress != "",
 	}, log)}
 	w.files = fswatch.New(fswatch.Config{
 		Dir: cfg.CredentialsDir,
@@ -126,11 +135,28 @@ func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
 		BudgetPercent:  cfg.BudgetPercent,
 		Log:            log.With("source", string(rotation.SourceEnvoyAdmin)),
 		Observe: func(o rotation.Envoy) {
+			loaded := w.loaded()
 			w.record(func(l *rotation.Ledger) { l.RecordEnvoy(o) })
+			if w.handshake != nil && w.loaded() != loaded {
+				w.handshake.Nudge()
+			}
 		},
 	})
 	if err != nil {
 		return nil, err
+	}
+	if cfg.HandshakeAddress != "" {
+		w.handshake, err = handshake.New(handshake.Config{
+			Address:  cfg.HandshakeAddress,
+			Interval: cfg.PollInterval,
+			Log:      log.With("source", string(rotation.SourceHandshake)),
+			Observe: func(h rotation.Handshake) {
+				w.record(func(l *rotation.Ledger) { l.RecordHandshake(h) })
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 	w.svid, err = svid.New(svid.Config{
 		Address:       cfg.WorkloadAPIAddress,
@@ -182,5 +208,8 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	group.Go(func() error { return w.files.Run(ctx) })
 	group.Go(func() error { return w.svid.Run(ctx) })
 	group.Go(func() error { return w.envoy.Run(ctx) })
+	if w.handshake != nil {
+		group.Go(func() error { return w.handshake.Run(ctx) })
+	}
 	return group.Wait()
 }

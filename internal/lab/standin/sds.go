@@ -233,7 +233,7 @@ func (l *life) node() *corev3.Node {
 // refused one stays there, and an identical one after it is no change.
 func (l *life) take(s *secret, response *discoveryv3.DiscoveryResponse) error {
 	l.mu.Lock()
-	stuck := l.stuck
+	stuck, half := l.stuck, l.half
 	l.mu.Unlock()
 	l.state.Lock()
 	defer l.state.Unlock()
@@ -266,8 +266,13 @@ func (l *life) take(s *secret, response *discoveryv3.DiscoveryResponse) error {
 			s.version = response.GetVersionInfo()
 		}
 		if !stuck {
+			old := l.contexts
 			if err := l.rebuild(); err != nil {
 				return refuse(err)
+			}
+			if half && len(old) > 1 {
+				l.contexts = append(slices.Clone(l.contexts[:1]), old[1:]...)
+				return refuse(errors.New("a callback failed"))
 			}
 		}
 	}

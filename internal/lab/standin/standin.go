@@ -54,7 +54,9 @@ type Envoy struct {
 	mu    sync.Mutex
 	life  *life
 	stuck bool
-	gate  chan struct{} // closed while it may go on
+	// half keeps all contexts but the first, frozen the listener.
+	half, frozen bool
+	gate         chan struct{} // closed while it may go on
 }
 
 // New checks the configuration and picks the addresses; Start starts it.
@@ -139,7 +141,10 @@ func (e *Envoy) Stop() error {
 		return nil
 	}
 	l.cancel()
-	err := errors.Join(l.admin.Close(), l.inbound.Close())
+	err := l.admin.Close()
+	if closing := l.inbound.Close(); !errors.Is(closing, net.ErrClosed) { // it may be drained
+		err = errors.Join(err, closing)
+	}
 	l.closeConnection()
 	l.wg.Wait()
 	return err
@@ -181,6 +186,33 @@ func (e *Envoy) StickContexts(stuck bool) {
 	e.stuck = stuck
 }
 
+// StickAllButOne makes the second callback of an update fail: the first
+// context takes the secret, the others keep theirs and the update is refused
+// (envoyproxy/envoy#42438; read in callback_impl.h, not measured).
+func (e *Envoy) StickAllButOne(stuck bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.half = stuck
+}
+
+// StickListener keeps showing peers the certificate that the listener has now.
+// No Envoy was seen to do this; it is what the stage served is there to tell.
+func (e *Envoy) StickListener(stuck bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.frozen = stuck
+}
+
+// DrainListeners closes the inbound listener, as POST /drain_listeners does.
+func (e *Envoy) DrainListeners(context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.life == nil {
+		return errors.New("the stand-in does not run")
+	}
+	return e.life.inbound.Close()
+}
+
 // pass waits while it hangs.
 func (e *Envoy) pass(ctx context.Context) error {
 	e.mu.Lock()
@@ -209,6 +241,7 @@ type life struct {
 	state    sync.Mutex
 	secrets  map[string]*secret
 	contexts []tlsContext
+	shown    *tlsContext // by the listener, latest
 }
 
 // tlsContext is what a listener or a cluster presents and trusts.
@@ -229,7 +262,12 @@ func (l *life) serveTLS(ctx context.Context) {
 			if len(l.contexts) == 0 {
 				return nil, errors.New("no secret yet") // Envoy's NotReadySslSocket closes too
 			}
-			c := l.contexts[0]
+			l.mu.Lock()
+			if !l.frozen || l.shown == nil {
+				l.shown = &l.contexts[0]
+			}
+			l.mu.Unlock()
+			c := *l.shown
 			pool := x509.NewCertPool()
 			for _, ca := range c.authorities {
 				pool.AddCert(ca)
