@@ -398,7 +398,9 @@ func table(rows []row) string {
 // compares what internal/envoy makes of the answers. Where they differ, the
 // stand-in is wrong.
 func TestConformance(t *testing.T) {
-	for version, generation := range map[string]string{"1.36.4": "1.36", "1.40.0": "1.37"} {
+	for version, generation := range map[string]string{
+		"1.36.4": "1.36", "1.37.0": "1.37", "1.38.3": "1.37", "1.39.3": "1.37", "1.40.0": "1.37",
+	} {
 		for _, stats := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/stats=%t", version, stats), func(t *testing.T) {
 				t.Parallel()

@@ -34,6 +34,8 @@ type Fault struct {
 	// StandInOnly is true for what a real Envoy cannot be made to do, TbotOnly
 	// for what is no fault with SPIRE.
 	StandInOnly, TbotOnly bool
+	// TwoProviders is true for what takes Config.SecondProvider.
+	TwoProviders bool
 
 	inject, heal func(context.Context, *Pod) error
 }
@@ -46,6 +48,24 @@ func FindFault(name string) (Fault, bool) {
 		}
 	}
 	return Fault{}, false
+}
+
+// Within says how soon the fault is named.
+func (f Fault) Within() string {
+	switch f.Shows {
+	case rotation.CredentialFilesPartial, rotation.CredentialFilesComplete:
+		return "1 s"
+	case rotation.CertificateExpiring:
+		return "one poll inside the margin"
+	case rotation.SDSStreamFlapping:
+		return "grace + two polls"
+	case rotation.EnvoyUnreachable:
+		return "grace + one poll + 5 s"
+	}
+	if f.Overdue {
+		return "interval + grace + one poll"
+	}
+	return "grace + one poll"
 }
 
 // effect is what a change of conduct does to streams that are open.
@@ -181,6 +201,22 @@ func Faults() []Fault {
 			},
 			heal: func(_ context.Context, p *Pod) error {
 				p.behave(SDS, func(c *conduct) { c.withhold = false })
+				return nil // what was asked is answered now
+			},
+		},
+		{
+			Name: "second-provider", Summary: "Envoy restarts, and of its two providers of the identity one is never answered.",
+			Shows: rotation.SecretMissing, Reason: rotation.ReasonSecondProvider, TwoProviders: true,
+			Follows: []rotation.ProblemName{rotation.EnvoyUnreachable},
+			inject: func(ctx context.Context, p *Pod) error {
+				if !p.cfg.SecondProvider {
+					return errors.New("this pod's Envoy has one provider of each secret")
+				}
+				p.behave(SDS, func(c *conduct) { c.withholdSecond = true })
+				return errors.Join(p.envoy.Stop(), p.envoy.Start(ctx))
+			},
+			heal: func(_ context.Context, p *Pod) error {
+				p.behave(SDS, func(c *conduct) { c.withholdSecond = false })
 				return nil // what was asked is answered now
 			},
 		},

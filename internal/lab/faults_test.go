@@ -245,6 +245,8 @@ func TestFaults(t *testing.T) {
 						switch {
 						case f.StandInOnly && e.path != "":
 							table.add(f.Name, column, "only the stand-in can")
+						case f.TwoProviders:
+							table.add(f.Name, column, "takes two providers: TestTwoProviders")
 						case f.TbotOnly && issuer != lab.Tbot:
 							table.add(f.Name, column, "no fault with "+string(issuer))
 						case e.between && table.path == "" && f.Name != "tbot-resend":

@@ -34,9 +34,9 @@ func realEnvoy(t *testing.T, version string) string {
 	return path
 }
 
-// eachRealEnvoy runs a test on both generations.
+// eachRealEnvoy runs a test on all releases.
 func eachRealEnvoy(t *testing.T, test func(t *testing.T, p *box, modern bool)) {
-	for _, version := range []string{"1.36.4", "1.40.0"} {
+	for _, version := range []string{"1.36.4", "1.37.0", "1.38.3", "1.39.3", "1.40.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
 			path := realEnvoy(t, version)
