@@ -78,6 +78,10 @@ fault-matrix: neighbours ## Inject every fault on every Envoy, and print the tab
 	FAULT_MATRIX=$$table CI=true go test -count=1 -parallel 32 -timeout 60m -run '^TestFaults$$' ./internal/lab || status=$$?; \
 	cat "$$table"; exit $$status
 
+.PHONY: soak-short
+soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat memory
+	SOAK=1h CI=true go test -count=1 -timeout 70m -v -run '^TestSoak$$' ./internal/e2e
+
 .PHONY: record
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -156,7 +157,7 @@ func TestRealSPIRE(t *testing.T) {
 				t.Fatal(err)
 			}
 			w := startWatchdog(t, "--workload-api.address=unix://"+s.socket(), "--envoy.admin-address="+e.AdminAddress(),
-				"--credentials.dir="+filepath.Join(dir, "none"), "--envoy.poll-interval=1s", "--rotation.grace=8s", "--envoy.budget=50")
+				"--credentials.dir="+filepath.Join(dir, "none"), "--envoy.poll-interval=1s", "--rotation.grace=8s", "--envoy.budget=50", "--handshake.address="+e.ListenerAddress())
 
 			v := w.until(90*time.Second, "three verified rotations", func(v rotation.Verdict) bool {
 				return v.VerifiedRotations >= 3 && v.State == rotation.Healthy
@@ -176,6 +177,24 @@ func TestRealSPIRE(t *testing.T) {
 			if page := w.get("/metrics"); !strings.Contains(page, `svid_watchdog_rotation_state{state="healthy"} 1`) {
 				t.Errorf("the metrics are not healthy:\n%s", page)
 			}
+
+			// An agent that hangs keeps its streams open: nothing tells but the
+			// renewals that do not come.
+			if err := s.agent.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			silent := rotation.ReasonServerSilent
+			if version != "1.36.4" {
+				silent = rotation.ReasonServerSilentOrResends
+			}
+			w.until(svidTTL*time.Second+8*time.Second+5*time.Second, "the hung agent to be told", func(v rotation.Verdict) bool {
+				p, _ := v.Find(rotation.DeliveryOverdue)
+				return p.Reason == silent && v.Has(rotation.IssuanceOverdue) && !v.Has(rotation.SDSStreamDown)
+			})
+			if err := s.agent.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			w.until(30*time.Second, "the agent to go on", func(v rotation.Verdict) bool { return v.State == rotation.Healthy }, s.agent)
 
 			s.agent.kill()
 			w.until(8*time.Second+time.Second+5*time.Second, "the agent's death to be told", func(v rotation.Verdict) bool {

@@ -401,3 +401,25 @@ func TestPollsSoonerAfterANudge(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// TestOneLifePerLook: an Envoy that was restarted during a look shows leaves of
+// its new life, which must not be taken for a rotation in the old one.
+func TestOneLifePerLook(t *testing.T) {
+	s := newScripted(t)
+	c := newClient(t, config(serve(t, s)))
+	if o := c.Look(t.Context()); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	leaf, ca := chain(t, testID)
+	s.set(askSecrets, func(w http.ResponseWriter) {
+		s.set(askServerInfo, says(`{"version":"x/1.40.0/y","state":"LIVE","uptime_current_epoch":"0s"}`))
+		says(dumpOf(identityJSON("default", "2", "2026-11-23T20:17:04.645Z", pemOf(leaf)), plainBundleJSON(pemOf(ca))))(w)
+	})
+	o := c.Look(t.Context())
+	if !strings.Contains(o.Err, "restarted during the look") {
+		t.Errorf("%+v", o)
+	}
+	if o := c.Look(t.Context()); o.Err != "" || o.At.Round(0).Sub(o.Started) > time.Second {
+		t.Errorf("the look after it: %+v", o)
+	}
+}

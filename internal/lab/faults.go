@@ -76,6 +76,9 @@ const (
 	cut effect = 1 << iota
 	// push sends something on the streams of the service at once.
 	push
+	// restart ends the server and starts it again, as a restart of tbot on
+	// the node does.
+	restart
 )
 
 var errFlap = status.Error(codes.Unavailable, "the stream has been open for long enough")
@@ -91,6 +94,14 @@ func conductFault(alter func(c *conduct, on bool), inject, heal effect, services
 			}
 			if e&push != 0 {
 				if err := p.server.renewShared(); err != nil {
+					return err
+				}
+			}
+			if e&restart != 0 {
+				if err := p.server.stop(); err != nil {
+					return err
+				}
+				if err := p.server.listen(p.socket); err != nil {
 					return err
 				}
 			}
@@ -332,7 +343,7 @@ func Faults() []Fault {
 		"sds-silent":          {func(c *conduct, on bool) { c.stalled = on }, 0, push, []Service{SDS}},
 		"sds-flapping":        {func(c *conduct, on bool) { c.flap = on }, cut, 0, []Service{SDS}},
 		"federated-resend":    {func(c *conduct, on bool) { c.starved = on }, push, cut, []Service{SDS}},
-		"tbot-resend":         {func(c *conduct, on bool) { c.resend = on }, 0, cut, []Service{SDS}},
+		"tbot-resend":         {func(c *conduct, on bool) { c.resend = on }, 0, restart, []Service{SDS}},
 		"bad-key":             {func(c *conduct, on bool) { c.badKey = on }, push, push, []Service{SDS}},
 		"other-identity":      {func(c *conduct, on bool) { c.otherID = on }, push, push, []Service{SDS}},
 		"foreign-ca":          {func(c *conduct, on bool) { c.foreign = on }, push, push, []Service{SDS}},

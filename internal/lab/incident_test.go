@@ -11,9 +11,9 @@ import (
 
 // TestIncident plays the incident at the lab's own pace: lifetime 60 s,
 // renewal 20 s, and from 30 s on renewals re-send the old SVID. On each Envoy,
-// with and without the sds. statistics, it is named with its reason before the
-// certificate expires, and a restart of the server heals it without touching
-// Envoy.
+// with and without the sds. statistics, it is named with its reason long before
+// the certificate expires, the certificate does expire, and a restart of the
+// server heals it without touching Envoy.
 func TestIncident(t *testing.T) {
 	for _, e := range envoys(t) {
 		for _, stats := range []bool{false, true} {
@@ -46,11 +46,19 @@ func TestIncident(t *testing.T) {
 				if left < 30 {
 					t.Errorf("only %.0f s of 60 were left: in real life less than half an hour of an hour", left)
 				}
+				v, _, ok = r.await(time.Minute, func(v rotation.Verdict) bool { return v.Has(rotation.CertificateExpired) })
+				if served := v.Stage(rotation.Served); !ok || *served.RemainingSeconds > 0 || v.Stage(rotation.Issued).Rotations < 3 {
+					t.Fatalf("want the served certificate expired, and new ones issued: %s\n%s", describe(v), r.story())
+				}
+				verified := v.VerifiedRotations
 				if err := r.pod.Heal(t.Context(), "tbot-resend"); err != nil {
 					t.Fatal(err)
 				}
 				if v, _, ok := r.await(reconnect+slack, func(v rotation.Verdict) bool { return v.State == rotation.Healthy }); !ok {
 					t.Fatalf("not healed by a restart of the server: %s\n%s", describe(v), r.story())
+				}
+				if v, _, ok := r.await(slack, func(v rotation.Verdict) bool { return v.VerifiedRotations > verified }); !ok {
+					t.Errorf("the healing rotation was not verified: %s\n%s", describe(v), r.story())
 				}
 				if now := r.watchdog.Verdict().Envoy.Started; now.Sub(*life).Abs() > 2*time.Second {
 					t.Errorf("Envoy was restarted: %s, %s", life, now)

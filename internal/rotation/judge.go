@@ -102,7 +102,7 @@ func (j *judgement) raise(name ProblemName, stage Stage, reason Reason, detail s
 
 func (j *judgement) raiseAs(severity Severity, name ProblemName, stage Stage, reason Reason, detail string) {
 	d := definitions[name]
-	cause, advice := d.explain(reason)
+	cause, advice := d.Explain(reason)
 	j.found[name] = Problem{
 		Name: name, Severity: severity, Stage: stage, Reason: reason,
 		Summary: d.Summary, Cause: cause, Advice: advice, Detail: detail, Since: j.now,

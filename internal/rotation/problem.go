@@ -321,8 +321,8 @@ func Lookup(name ProblemName) (Definition, bool) {
 	return d, ok
 }
 
-// explain returns cause and advice for a reason.
-func (d Definition) explain(r Reason) (cause, advice string) {
+// Explain returns cause and advice for a reason.
+func (d Definition) Explain(r Reason) (cause, advice string) {
 	cause, advice = d.Cause, d.Advice
 	for _, t := range d.Reasons {
 		if t.Reason != r {
