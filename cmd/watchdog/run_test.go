@@ -72,6 +72,7 @@ var contractFlags = map[string]string{
 	"envoy.sds-cluster":      "sds-grpc",
 	"envoy.identity-secret":  "default",
 	"envoy.bundle-secret":    "ROOTCA",
+	"handshake.address":      "",
 	"rotation.interval":      "0s",
 	"rotation.grace":         "1m30s",
 	"rotation.expiry-margin": "0s",

@@ -32,14 +32,17 @@ type Config struct {
 	// Observe is called after each handshake, by one goroutine.
 	Observe func(rotation.Handshake)
 
-	// maxVersion is for tests, 0 for the newest.
-	maxVersion uint16
+	// maxVersion and noProtocols are for tests.
+	maxVersion  uint16
+	noProtocols bool
 }
 
 // Prober makes handshakes.
 type Prober struct {
 	cfg    Config
 	nudges chan struct{}
+	// dial makes one handshake; a field for the tests of the timing.
+	dial func(context.Context) (rotation.Certificate, error)
 }
 
 // protocols are offered always: under PERMISSIVE mTLS only a peer that offers
@@ -66,7 +69,9 @@ func New(cfg Config) (*Prober, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Prober{cfg: cfg, nudges: make(chan struct{}, 1)}, nil
+	p := &Prober{cfg: cfg, nudges: make(chan struct{}, 1)}
+	p.dial = p.connect
+	return p, nil
 }
 
 // Nudge makes the next handshake soon. It never blocks.
@@ -116,7 +121,7 @@ func (p *Prober) Look(ctx context.Context) rotation.Handshake {
 	return h
 }
 
-func (p *Prober) dial(ctx context.Context) (rotation.Certificate, error) {
+func (p *Prober) connect(ctx context.Context) (rotation.Certificate, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.cfg.Address)
 	if err != nil {
 		return rotation.Certificate{}, fmt.Errorf("connect: %w", err)
@@ -132,12 +137,16 @@ var errSeen = errors.New("the certificate was seen")
 // none of our own is needed.
 func (p *Prober) shake(ctx context.Context, conn net.Conn) (leaf rotation.Certificate, err error) {
 	defer conn.Close()
+	offered := protocols
+	if p.cfg.noProtocols {
+		offered = nil
+	}
 	var shown []*x509.Certificate
 	client := tls.Client(conn, &tls.Config{
 		InsecureSkipVerify: true, //nolint:gosec // what is shown is looked at, not trusted
 		MinVersion:         tls.VersionTLS12,
 		MaxVersion:         p.cfg.maxVersion,
-		NextProtos:         protocols,
+		NextProtos:         offered,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			shown = state.PeerCertificates
 			return errSeen

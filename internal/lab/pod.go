@@ -28,6 +28,10 @@ type Config struct {
 	StandIn string
 	// SDSStats lets Envoy show its sds. statistics.
 	SDSStats bool
+	// Permissive makes a real Envoy's listener accept more than mutual TLS.
+	Permissive bool
+	// AllStats lets a real Envoy show all its statistics.
+	AllStats bool
 	// SecondProvider gives a real Envoy two providers of each secret.
 	SecondProvider bool
 	Log            *slog.Logger
@@ -99,7 +103,7 @@ func (p *Pod) start(ctx context.Context) (err error) {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}

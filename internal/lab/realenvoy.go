@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"svid-watchdog/internal/lab/standin"
 )
 
 // RealEnvoyConfig says how to run a real Envoy.
@@ -29,6 +31,12 @@ type RealEnvoyConfig struct {
 	Dir string
 	// SDSStats lets the sds. statistics through the stats matcher.
 	SDSStats bool
+	// Permissive gives the listener the shape of PERMISSIVE mutual TLS: only a
+	// peer that offers one of Istio's own protocols reaches the certificate, the
+	// TLS of others is passed on to the application.
+	Permissive bool
+	// AllStats lets all statistics through.
+	AllStats bool
 	// Clusters is how many upstream clusters have a TLS context, 2 if zero.
 	Clusters int
 	// SecondProvider makes the clusters ask for the secrets by a second
@@ -70,10 +78,10 @@ func NewRealEnvoy(cfg RealEnvoyConfig) (*RealEnvoy, error) {
 	if e.version == "" {
 		return nil, fmt.Errorf("%s does not look like Envoy: it says %q", cfg.Path, out)
 	}
-	if e.admin, err = freeAddress(); err != nil {
+	if e.admin, err = standin.FreeAddress(); err != nil {
 		return nil, err
 	}
-	if e.listener, err = freeAddress(); err != nil {
+	if e.listener, err = standin.FreeAddress(); err != nil {
 		return nil, err
 	}
 	bootstrap, err := json.MarshalIndent(e.bootstrap(), "", " ")
@@ -84,16 +92,6 @@ func NewRealEnvoy(cfg RealEnvoyConfig) (*RealEnvoy, error) {
 		return nil, fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
 	return e, nil
-}
-
-// freeAddress finds a port that is free now and stays the same over restarts.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 func (e *RealEnvoy) bootstrapPath() string { return filepath.Join(e.cfg.Dir, "bootstrap.json") }
@@ -192,19 +190,43 @@ func (e *RealEnvoy) bootstrap() object {
 	if e.cfg.SDSStats {
 		prefixes = append(prefixes, object{"prefix": "sds."})
 	}
+	chain := object{
+		"filters":          []any{object{"name": manager, "typed_config": application}},
+		"transport_socket": transport("DownstreamTlsContext", sds, object{"require_client_certificate": true}),
+	}
+	listener := object{"name": "virtualInbound", "address": socketAddress(e.listener), "filter_chains": []any{chain}}
+	if e.cfg.Permissive {
+		// istio: pilot/pkg/networking/core/listener_inbound.go
+		const (
+			inspector = "envoy.filters.listener.tls_inspector"
+			proxy     = "envoy.filters.network.tcp_proxy"
+		)
+		chain["filter_chain_match"] = object{
+			"transport_protocol":    "tls",
+			"application_protocols": []any{"istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"},
+		}
+		listener["listener_filters"] = []any{object{"name": inspector, "typed_config": object{
+			"@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+		}}}
+		listener["filter_chains"] = []any{chain, object{
+			"filter_chain_match": object{"transport_protocol": "tls"},
+			"filters": []any{object{"name": proxy, "typed_config": object{
+				"@type":       "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+				"stat_prefix": "passthrough", "cluster": "outbound|8000||upstream.lab.test",
+			}}},
+		}}
+	}
+	matcher := object{"inclusion_list": object{"patterns": prefixes}}
+	if e.cfg.AllStats {
+		matcher = object{"reject_all": false}
+	}
 	return object{
 		"node":         object{"id": "sidecar~lab", "cluster": "front-end.shop"},
 		"admin":        object{"address": socketAddress(e.admin)},
-		"stats_config": object{"stats_matcher": object{"inclusion_list": object{"patterns": prefixes}}},
+		"stats_config": object{"stats_matcher": matcher},
 		"static_resources": object{
-			"clusters": clusters,
-			"listeners": []any{object{
-				"name": "virtualInbound", "address": socketAddress(e.listener),
-				"filter_chains": []any{object{
-					"filters":          []any{object{"name": manager, "typed_config": application}},
-					"transport_socket": transport("DownstreamTlsContext", sds, object{"require_client_certificate": true}),
-				}},
-			}},
+			"clusters":  clusters,
+			"listeners": []any{listener},
 		},
 	}
 }

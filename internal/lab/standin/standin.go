@@ -77,12 +77,10 @@ func New(cfg Config) (*Envoy, error) {
 		if *address != "" {
 			continue
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+		var err error
+		if *address, err = FreeAddress(); err != nil {
+			return nil, err
 		}
-		*address = l.Addr().String()
-		l.Close()
 	}
 	open := make(chan struct{})
 	close(open)
