@@ -348,6 +348,7 @@ func fuzzBody(data []byte) *boundedReader {
 }
 
 func FuzzActiveSecrets(f *testing.F) {
+	addRecorded(f, "active_secrets")
 	leaf, ca := chain(f, testID)
 	f.Add([]byte(dumpOf(identityJSON("default", "1", "2026-11-23T20:16:04.645Z", pemOf(leaf, ca)), spiffeBundleJSON(pemOf(ca)), plainBundleJSON(pemOf(ca)))))
 	f.Add([]byte(`{}`))
@@ -370,6 +371,7 @@ func FuzzActiveSecrets(f *testing.F) {
 }
 
 func FuzzContexts(f *testing.F) {
+	addRecorded(f, "certs")
 	f.Add([]byte(`{"certificates":[` + contextJSON + `]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := readContexts(fuzzBody(data))
@@ -380,6 +382,7 @@ func FuzzContexts(f *testing.F) {
 }
 
 func FuzzClusters(f *testing.F) {
+	addRecorded(f, "clusters")
 	f.Add([]byte(`{"cluster_statuses":[` + clusterJSON + `]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if c, err := readSDSCluster(fuzzBody(data), "sds-grpc"); err == nil && !c.Found && c.Requests > 0 {
@@ -389,6 +392,7 @@ func FuzzClusters(f *testing.F) {
 }
 
 func FuzzServerInfo(f *testing.F) {
+	addRecorded(f, "server_info")
 	f.Add([]byte(`{"version":"a/1.40.0/b","state":"LIVE","uptime_current_epoch":"11s"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if info, err := readServerInfo(fuzzBody(data)); err == nil && info.uptime.Abs() > maxUptime*time.Second {
@@ -398,6 +402,7 @@ func FuzzServerInfo(f *testing.F) {
 }
 
 func FuzzStats(f *testing.F) {
+	addRecorded(f, "sds_stats")
 	f.Add([]byte("sds.default.update_success: 12\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if s, err := readSDSStats(fuzzBody(data), "default"); err != nil && s != nil {
