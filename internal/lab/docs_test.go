@@ -83,8 +83,8 @@ A condition of Envoy that usually heals itself is a problem once it was *seen*
 for the grace (90 s): by the look that still finds it then, which is at most one
 poll later. Where the budget makes looks rarer, the verdict comes as much later.
 A renewal is overdue when the leaf is older than the renewal interval and the
-grace. The interval is learned from the Workload API stream: the longest of the
-last eight distances. An issuer that was not seen to be steady over these is
+grace. The interval is learned from the Workload API stream: the longest but one
+of the last eight distances. An issuer that was not seen to be steady over these is
 allowed a tenth more, since SPIRE renews at a point that it draws by lot.
 Streams are flapping when each was opened four times, over more than the grace.
 After healing a problem is gone with the next look; Envoy itself may wait up to

@@ -47,6 +47,9 @@ func envoys(t *testing.T) []envoy {
 	t.Helper()
 	all := []envoy{{name: "standin1.36", standIn: "1.36"}, {name: "standin1.37", standIn: "1.37", modern: true}}
 	for _, version := range []string{"1.36.4", "1.37.0", "1.38.3", "1.39.3", "1.40.0"} {
+		if underRace && version != "1.40.0" {
+			continue
+		}
 		path, err := filepath.Abs(filepath.Join("..", "..", ".neighbours", "envoy", version, "envoy"))
 		if err != nil {
 			t.Fatal(err)
@@ -265,7 +268,12 @@ func (r *run) tryFault(f lab.Fault, e envoy, stats bool) (cell string) {
 	cell = "FAILED"
 	r.t.Run(f.Name, func(t *testing.T) {
 		r.t, t = t, r.t
-		defer func() { r.t = t }()
+		defer func() {
+			if r.t.Failed() { // the next fault is to find a healthy pod
+				_ = r.pod.Heal(context.Background(), f.Name)
+			}
+			r.t = t
+		}()
 		before := lastSeq(r.watchdog.Verdict())
 		if err := r.pod.Inject(context.Background(), f.Name); err != nil {
 			r.t.Fatal(err)

@@ -17,9 +17,10 @@ type renewal struct {
 	gaps, leads []time.Duration
 }
 
-// gapsKept is how many distances are remembered; the longest of them is the
-// interval: a renewal out of turn makes a short one, which must not make later
-// renewals look overdue.
+// gapsKept is how many distances are remembered. A renewal out of turn makes
+// short ones, which must not make later renewals look overdue, so the interval
+// is a long one; yet not the longest, which may be that of a renewal that was
+// late, and must not excuse the next one.
 const gapsKept = 8
 
 // leadsKept is how many leads are remembered; the shortest counts, since a
@@ -52,11 +53,20 @@ func (r *renewal) learned() (time.Duration, bool) {
 	if len(r.gaps) == 0 {
 		return 0, false
 	}
-	interval := slices.Max(r.gaps)
+	interval := slices.Max(r.usual())
 	if len(r.gaps) < gapsKept {
 		interval = max(interval, r.life/3)
 	}
 	return interval, true
+}
+
+// usual are the distances but for the longest, once there are enough.
+func (r *renewal) usual() []time.Duration {
+	sorted := slices.Sorted(slices.Values(r.gaps))
+	if len(sorted) > 2 {
+		sorted = sorted[:len(sorted)-1]
+	}
+	return sorted
 }
 
 // allowance is what a learned interval may be exceeded by before a renewal is
@@ -66,7 +76,10 @@ func (r *renewal) learned() (time.Duration, bool) {
 // An issuer that was not seen to be steady is allowed a tenth.
 func (r *renewal) allowance(grace time.Duration) time.Duration {
 	interval, ok := r.learned()
-	if !ok || len(r.gaps) == gapsKept && slices.Max(r.gaps)-slices.Min(r.gaps) <= grace/10 {
+	if !ok {
+		return 0
+	}
+	if usual := r.usual(); len(r.gaps) == gapsKept && usual[len(usual)-1]-usual[0] <= grace/10 {
 		return 0
 	}
 	return interval / 10
