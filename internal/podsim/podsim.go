@@ -71,6 +71,11 @@ type Pod struct {
 	// is what it answers instead.
 	APISilent bool
 	APIState  *rotation.WorkloadAPI
+	// Starved makes the SDS side re-send it twice as often, as tbot does when a
+	// federated bundle changes and the renewal timer starts anew each time.
+	Starved bool
+	// Expired makes the SDS side hand out what has expired.
+	Expired bool
 	// BadKey makes Envoy refuse what the SDS side sends.
 	BadKey bool
 	// ContextsStuck keeps Envoy's contexts on what they hold, StuckHalf one
@@ -287,11 +292,14 @@ func (p *Pod) advanceStream(s *sdsStream, now time.Time) {
 		s.held = p.fresh(now)
 	case p.SDSSilent || now.Before(s.due):
 		return
-	case !p.Resend:
+	case !p.Resend && !p.Starved:
 		s.held = p.fresh(now)
 	}
 	s.due = s.held.due
-	if p.Resend {
+	switch {
+	case p.Starved:
+		s.due = now.Add(p.cfg.Renewal / 2)
+	case p.Resend:
 		s.due = now.Add(p.cfg.Renewal)
 	}
 	p.deliver(s, now)
@@ -338,7 +346,7 @@ func (p *Pod) Resent(now time.Time) {
 // Push makes the SDS side send something at once.
 func (p *Pod) Push(now time.Time) {
 	for _, s := range p.streams {
-		if !p.Resend {
+		if !p.Resend && !p.Starved {
 			s.held = p.issue(now)
 			s.due = now.Add(p.cfg.Renewal)
 		}
@@ -352,6 +360,10 @@ func (p *Pod) deliver(s *sdsStream, now time.Time) {
 	if p.ForeignCA {
 		cert.Chain, cert.Issuer = [][]byte{[]byte("foreign")}, "O=cluster.local"
 		cert.SHA256[31] = 1
+	}
+	if p.Expired {
+		cert.NotAfter = now.Round(0).Add(-time.Second)
+		cert.SHA256[29] = 1
 	}
 	if p.OtherID {
 		cert.SPIFFEID = "spiffe://example.test/ns/shop/sa/other"

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/podsim"
 	"svid-watchdog/internal/rotation"
 )
@@ -466,8 +467,9 @@ func TestCatalogueIsComplete(t *testing.T) {
 	}
 }
 
-// TestFaults injects each fault into a healthy pod, and wants its problem, no
-// other that does not follow from it, within the bound, gone after healing.
+// TestFaults injects each fault of the lab into a healthy pod at the durations
+// of real life, and wants its problem, no other that does not follow from it,
+// within the bound, gone after healing.
 func TestFaults(t *testing.T) {
 	overdue := renewal + grace + poll + 2*time.Second
 	spireOverdue := ttl/2 + grace + poll + 2*time.Second
@@ -475,7 +477,7 @@ func TestFaults(t *testing.T) {
 	unreachable := func(r rotation.Reason, answers *bool) *rotation.WorkloadAPI {
 		return &rotation.WorkloadAPI{State: rotation.WorkloadAPIUnreachable, Reason: r, Detail: string(r), SocketAnswers: answers}
 	}
-	tests := []struct {
+	type faultTest struct {
 		name   string
 		inject func(*podsim.Pod, time.Time)
 		heal   func(*podsim.Pod, time.Time)
@@ -487,19 +489,77 @@ func TestFaults(t *testing.T) {
 		allow  []rotation.ProblemName
 		mode   rotation.IdentityMode
 		served bool // with handshakes
-	}{
+		tbot   bool // with tbot alone
+		// blind is the reason where Envoy shows no updates that change nothing.
+		blind rotation.Reason
+	}
+	tests := []faultTest{
 		{
-			name:   "two files",
+			name:   "files-partial",
 			inject: func(p *podsim.Pod, _ time.Time) { p.Files = rotation.CredentialFileNames()[:2] },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.Files = nil },
 			want:   rotation.CredentialFilesPartial, bound: time.Second, mode: rotation.ModeExternalSDS,
 		}, {
-			name:   "three files",
+			name:   "socket-refused",
+			inject: func(p *podsim.Pod, _ time.Time) { p.APIState = unreachable(rotation.ReasonRefused, &no) },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.APIState = nil },
+			want:   rotation.WorkloadUnreachable, reason: rotation.ReasonRefused, bound: grace + poll,
+		}, {
+			name:   "directory-orphaned",
+			inject: func(p *podsim.Pod, _ time.Time) { p.APIState = unreachable(rotation.ReasonDirectoryOrphaned, &no) },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.APIState = nil },
+			want:   rotation.WorkloadUnreachable, reason: rotation.ReasonDirectoryOrphaned, bound: grace + poll,
+		}, {
+			name:   "workload-api-silent",
+			inject: func(p *podsim.Pod, _ time.Time) { p.APIState = unreachable(rotation.ReasonSilent, nil) },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.APIState = nil },
+			want:   rotation.WorkloadUnreachable, reason: rotation.ReasonSilent, bound: grace + poll,
+		}, {
+			name:   "workload-api-error",
+			inject: func(p *podsim.Pod, _ time.Time) { p.APIState = unreachable(rotation.ReasonServerError, &yes) },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.APIState = nil },
+			want:   rotation.WorkloadUnreachable, reason: rotation.ReasonServerError, bound: grace + poll,
+		}, {
+			name:   "renewal-stopped",
+			inject: func(p *podsim.Pod, _ time.Time) { p.APISilent, p.SDSSilent = true, true },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.APISilent, p.SDSSilent = false, false },
+			want:   rotation.CertificateExpiring, bound: ttl - ttl/6 + poll,
+			allow: []rotation.ProblemName{rotation.IssuanceOverdue, rotation.DeliveryOverdue},
+		}, {
+			name:   "server-hung",
+			inject: func(p *podsim.Pod, _ time.Time) { p.APISilent, p.SDSSilent = true, true },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.APISilent, p.SDSSilent = false, false },
+			want:   rotation.DeliveryOverdue, reason: rotation.ReasonServerSilent, blind: rotation.ReasonServerSilentOrResends,
+			bound: overdue, spire: spireOverdue, allow: []rotation.ProblemName{rotation.IssuanceOverdue},
+		}, {
+			name:   "tbot-resend",
+			inject: func(p *podsim.Pod, _ time.Time) { p.Resend = true },
+			heal:   func(p *podsim.Pod, now time.Time) { p.Resend = false; p.RestartIssuer(now) },
+			want:   rotation.DeliveryOverdue, reason: rotation.ReasonServerResends, blind: rotation.ReasonServerSilentOrResends,
+			bound: overdue, spire: spireOverdue, allow: []rotation.ProblemName{rotation.HollowUpdate},
+		}, {
+			name:   "federated-resend",
+			inject: func(p *podsim.Pod, now time.Time) { p.Starved = true; p.Push(now) },
+			heal:   func(p *podsim.Pod, now time.Time) { p.Starved = false; p.RestartIssuer(now) },
+			want:   rotation.DeliveryOverdue, reason: rotation.ReasonServerResends, blind: rotation.ReasonServerSilentOrResends,
+			bound: overdue, tbot: true, allow: []rotation.ProblemName{rotation.HollowUpdate},
+		}, {
+			name:   "expired-svid",
+			inject: func(p *podsim.Pod, now time.Time) { p.Expired = true; p.Push(now) },
+			heal:   func(p *podsim.Pod, now time.Time) { p.Expired = false; p.Push(now) },
+			want:   rotation.CertificateExpired, bound: poll + time.Second,
+		}, {
+			name:   "envoy-hung",
+			inject: func(p *podsim.Pod, _ time.Time) { p.AdminDown = true },
+			heal:   func(p *podsim.Pod, _ time.Time) { p.AdminDown = false },
+			want:   rotation.EnvoyUnreachable, bound: grace + poll,
+		}, {
+			name:   "files-complete",
 			inject: func(p *podsim.Pod, _ time.Time) { p.Files = rotation.CredentialFileNames() },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.Files = nil },
 			want:   rotation.CredentialFilesComplete, bound: time.Second, mode: rotation.ModeExternalSDSWithFiles,
 		}, {
-			name:   "socket gone",
+			name:   "socket-gone",
 			inject: func(p *podsim.Pod, _ time.Time) { p.APIState = unreachable(rotation.ReasonNoSocket, &no) },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.APIState = nil },
 			want:   rotation.WorkloadUnreachable, reason: rotation.ReasonNoSocket, bound: grace + poll, mode: rotation.ModeIstiodCA,
@@ -520,12 +580,12 @@ func TestFaults(t *testing.T) {
 			heal: func(p *podsim.Pod, _ time.Time) { p.APIState = nil },
 			want: rotation.WorkloadDenied, bound: grace + poll, mode: rotation.ModeExternalSDS,
 		}, {
-			name:   "issuance stops",
+			name:   "issuance-stalled",
 			inject: func(p *podsim.Pod, _ time.Time) { p.APISilent = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.APISilent = false },
 			want:   rotation.IssuanceOverdue, bound: overdue, spire: spireOverdue,
 		}, {
-			name:   "sds silent",
+			name:   "sds-silent",
 			inject: func(p *podsim.Pod, _ time.Time) { p.SDSSilent = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.SDSSilent = false },
 			want:   rotation.DeliveryOverdue, bound: overdue, spire: spireOverdue,
@@ -535,53 +595,53 @@ func TestFaults(t *testing.T) {
 			heal:   func(p *podsim.Pod, _ time.Time) { p.SDSDown = false },
 			want:   rotation.SDSStreamDown, reason: rotation.ReasonCannotConnect, bound: grace + poll,
 		}, {
-			name:   "sds stream closed by the server",
+			name:   "sds-closed",
 			inject: func(p *podsim.Pod, _ time.Time) { p.SDSClosed = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.SDSClosed = false },
 			want:   rotation.SDSStreamDown, reason: rotation.ReasonClosedByServer, bound: grace + poll,
 		}, {
-			name:   "bad key",
+			name:   "bad-key",
 			inject: func(p *podsim.Pod, now time.Time) { p.BadKey = true; p.Push(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.BadKey = false; p.Push(now) },
 			want:   rotation.UpdateRejected, bound: poll + time.Second,
 		}, {
-			name:   "contexts stuck",
+			name:   "contexts-stuck",
 			inject: func(p *podsim.Pod, now time.Time) { p.ContextsStuck = true; p.Push(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.ContextsStuck = false; p.Push(now) },
 			want:   rotation.ContextStale, bound: grace + poll + time.Second,
 		}, {
-			name:   "contexts mixed",
+			name:   "contexts-mixed",
 			inject: func(p *podsim.Pod, _ time.Time) { p.StuckHalf = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.StuckHalf = false },
 			want:   rotation.ContextMixed, bound: grace + poll,
 		}, {
-			name:   "admin down",
+			name:   "envoy-down",
 			inject: func(p *podsim.Pod, _ time.Time) { p.AdminDown = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.AdminDown = false },
 			want:   rotation.EnvoyUnreachable, bound: grace + poll,
 		}, {
-			name:   "secret withheld",
+			name:   "secret-withheld",
 			inject: func(p *podsim.Pod, now time.Time) { p.Withhold = true; p.RestartEnvoy(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.Withhold = false; p.RestartIssuer(now) },
 			want:   rotation.SecretMissing, reason: rotation.ReasonServerSilent, bound: grace + poll + time.Second,
 		}, {
-			name:   "foreign CA",
+			name:   "foreign-ca",
 			inject: func(p *podsim.Pod, now time.Time) { p.ForeignCA = true; p.Push(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.ForeignCA = false; p.Push(now) },
 			want:   rotation.UntrustedIssuer, bound: grace + poll + time.Second,
 		}, {
-			name:   "other identity",
+			name:   "other-identity",
 			inject: func(p *podsim.Pod, now time.Time) { p.OtherID = true; p.Push(now) },
 			heal:   func(p *podsim.Pod, now time.Time) { p.OtherID = false; p.Push(now) },
 			want:   rotation.IdentityMismatch, bound: grace + poll + time.Second,
 		}, {
-			name:   "sds streams flap",
+			name:   "sds-flapping",
 			inject: func(p *podsim.Pod, _ time.Time) { p.SDSFlapping = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.SDSFlapping = false },
 			want:   rotation.SDSStreamFlapping, reason: rotation.ReasonReconnecting,
 			bound: grace + 3*poll + 2*time.Second, heals: grace + poll,
 		}, {
-			name: "not entitled",
+			name: "not-entitled",
 			inject: func(p *podsim.Pod, _ time.Time) {
 				p.NotEntitled = true
 				p.APIState = &rotation.WorkloadAPI{State: rotation.WorkloadAPIDenied, SocketAnswers: &yes}
@@ -595,31 +655,42 @@ func TestFaults(t *testing.T) {
 			heal:   func(p *podsim.Pod, _ time.Time) { p.NotEntitled = false },
 			want:   rotation.SDSStreamFlapping, reason: rotation.ReasonPartlyRefused, bound: 2 * grace, heals: grace + poll,
 		}, {
-			name:   "a second provider warms for ever",
+			name:   "second-provider",
 			inject: func(p *podsim.Pod, _ time.Time) { p.SecondWarms = true },
 			heal:   func(p *podsim.Pod, now time.Time) { p.SecondWarms = false; p.RestartEnvoy(now) },
 			want:   rotation.SecretMissing, reason: rotation.ReasonSecondProvider, bound: grace + poll + time.Second,
 		}, {
-			name:   "bundle stuck",
+			name:   "bundle-stuck",
 			inject: func(p *podsim.Pod, now time.Time) { p.BundleStuck = true; p.AddAuthority(now) },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.BundleStuck = false },
 			want:   rotation.TrustBundleStale, reason: rotation.ReasonServerSilentOrResends, bound: grace + poll + time.Second,
 		}, {
-			name:   "listener down",
+			name:   "listener-drained",
 			inject: func(p *podsim.Pod, _ time.Time) { p.ListenerDown = true },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.ListenerDown = false },
 			want:   rotation.ServedUnreachable, reason: rotation.ReasonRefused, bound: grace + poll, served: true,
 		}, {
-			name:   "listener stuck",
+			name:   "listener-stuck",
 			inject: func(p *podsim.Pod, now time.Time) { p.ServedStuck = true; p.Push(now) },
 			heal:   func(p *podsim.Pod, _ time.Time) { p.ServedStuck = false },
 			want:   rotation.ServedStale, bound: grace + poll + time.Second, served: true,
 		},
 	}
+	for _, f := range lab.Faults() {
+		if !slices.ContainsFunc(tests, func(tt faultTest) bool { return tt.name == f.Name && tt.want == f.Shows }) {
+			t.Errorf("the lab's fault %s is not played at the durations of real life", f.Name)
+		}
+	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			everyPod(t, func(t *testing.T, cfg podsim.Config) {
-				bound := tt.bound
+				if tt.tbot && cfg.Issuer != podsim.Tbot {
+					return
+				}
+				bound, reason := tt.bound, tt.reason
+				if tt.blind != "" && cfg.Modern && !cfg.Stats {
+					reason = tt.blind
+				}
 				if cfg.Issuer == podsim.SPIRE && tt.spire > 0 {
 					bound = tt.spire
 				}
@@ -635,8 +706,8 @@ func TestFaults(t *testing.T) {
 				if !ok {
 					t.Fatalf("%s was not raised within %s, but %v", tt.want, bound, names(v))
 				}
-				if tt.reason != "" && p.Reason != tt.reason {
-					t.Errorf("reason %q, want %q", p.Reason, tt.reason)
+				if reason != "" && p.Reason != reason {
+					t.Errorf("reason %q, want %q", p.Reason, reason)
 				}
 				if p.Reason != "" && !hasReason(p) {
 					t.Errorf("reason %q is not in the catalogue", p.Reason)
