@@ -210,6 +210,9 @@ func bound(f lab.Fault) time.Duration {
 		return renewal + time.Second + grace + poll + slack
 	case f.Name == "files-partial" || f.Name == "files-complete":
 		return time.Second
+	case f.Shows == rotation.SDSStreamFlapping:
+		// Here the grace is shorter than what eight requests take.
+		return 3*grace + 2*poll + slack
 	case f.Shows == rotation.EnvoyUnreachable:
 		return 5*time.Second + grace + poll + slack // the look's own timeout
 	default:

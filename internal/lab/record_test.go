@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,12 +39,13 @@ const (
 )
 
 // TestRecord plays a script on each real Envoy and writes what Envoy answered
-// to the directory that RECORD names. It judges nothing: the tests of
-// internal/envoy do, with the answers written here.
+// to the directory that RECORD names. What the answers mean is for the tests of
+// internal/envoy, which read them. Without RECORD it shows that they can be
+// recorded anew: the same questions are answered as in what is kept.
 func TestRecord(t *testing.T) {
 	out := os.Getenv("RECORD")
 	if out == "" {
-		t.Skip("RECORD names no directory to write to")
+		out = t.TempDir()
 	}
 	for _, version := range recordedVersions {
 		t.Run(version, func(t *testing.T) {
@@ -61,8 +63,30 @@ func TestRecord(t *testing.T) {
 			recordScript(t, path, true, func(name string) bool { return name != hiddenName }, files)
 			recordScript(t, path, false, func(name string) bool { return name == hiddenName }, files)
 			writeRecording(t, filepath.Join(out, version), files)
+			kept := filepath.Join("..", "envoy", "testdata", "recorded", version)
+			if got, want := questions(t, filepath.Join(out, version)), questions(t, kept); !slices.Equal(got, want) {
+				t.Errorf("recorded are answers to %v, kept are answers to %v", got, want)
+			}
 		})
 	}
+}
+
+// questions are those that a directory has answers to.
+func questions(t *testing.T, dir string) (out []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		_, rest, _ := strings.Cut(e.Name(), ".")
+		question, _, _ := strings.Cut(rest, ".")
+		if !slices.Contains(out, question) {
+			out = append(out, question)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // writeRecording replaces what was recorded before; nothing is touched unless

@@ -8,36 +8,46 @@ import (
 	"sync"
 )
 
-var given struct {
-	sync.Mutex
-	ports map[int]bool
-}
-
 // The ports that FreeAddress gives out lie below those that the kernel gives
 // to connections (net.ipv4.ip_local_port_range starts at 32768), which could
-// take a port between now and its use, and over a restart of its user.
-const lowestPort, highestPort = 20000, 32000
+// take a port between now and its use, and over a restart of its user. They
+// are taken in blocks, each of which belongs to the process that listens on
+// its first port: other processes do the same at the same time.
+const (
+	lowestPort = 20000
+	blocks     = 120
+	blockSize  = 100
+)
 
-// FreeAddress is a HOST:PORT on loopback that nobody listens on, and that was
-// not given out before in this process.
+var given struct {
+	sync.Mutex
+	blocks []net.Listener // kept for as long as the process lives
+	next   int            // port, a multiple of blockSize when none is left
+}
+
+// FreeAddress is a HOST:PORT on loopback that nobody listens on, and that is
+// not given out again.
 func FreeAddress() (string, error) {
 	given.Lock()
 	defer given.Unlock()
-	if given.ports == nil {
-		given.ports = make(map[int]bool)
-	}
-	err := errors.New("all are in use")
-	for range 1000 {
-		port := lowestPort + rand.IntN(highestPort-lowestPort)
-		if given.ports[port] {
-			continue
+	err := errors.New("all blocks are taken")
+	for range 10 * blocks {
+		if given.next%blockSize == 0 {
+			first := lowestPort + blockSize*rand.IntN(blocks)
+			var block net.Listener
+			if block, err = net.Listen("tcp", loopback(first)); err != nil {
+				continue
+			}
+			given.blocks, given.next = append(given.blocks, block), first+1
 		}
+		address := loopback(given.next)
+		given.next++
 		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
-			continue
+		if l, err = net.Listen("tcp", address); err == nil {
+			return address, l.Close()
 		}
-		given.ports[port] = true
-		return l.Addr().String(), l.Close()
 	}
 	return "", fmt.Errorf("find a free port: %w", err)
 }
+
+func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
