@@ -52,6 +52,7 @@ type healthyPod struct {
 
 	clockSet time.Time // when the wall clock was last set
 	downFrom time.Time // since when the SDS streams are down
+	owed     int       // looks at the open SDS streams that are still to come
 	apiUntil time.Time // when the Workload API answers again
 	sdsUntil time.Time // when the SDS streams are up again
 	envoyOff time.Time // when Envoy answers again
@@ -156,7 +157,7 @@ func (p *healthyPod) befall(now time.Time) (restart bool) {
 		p.apiUntil = now.Add(away)
 		// Envoy tries again in its own time.
 		p.sdsUntil = p.apiUntil.Add(p.upTo(30 * time.Second))
-		p.downFrom = now
+		p.downFrom, p.owed = now, 2
 		p.pod.SDSDown = true
 		no := false
 		p.pod.APIState = &rotation.WorkloadAPI{State: rotation.WorkloadAPIUnreachable, Reason: rotation.ReasonNoSocket, SocketAnswers: &no}
@@ -218,6 +219,9 @@ func (p *healthyPod) look(now time.Time) {
 	if o.Err == "" && p.rand.IntN(4) == 0 {
 		o.SDSCluster = nil // not every question is asked at every look
 	}
+	if o.SDSCluster != nil && !p.pod.SDSDown {
+		p.owed--
+	}
 	if o.Err == "" && p.rand.IntN(4) == 0 && p.settled(o) {
 		o.Contexts = nil
 	}
@@ -243,7 +247,8 @@ func (p *healthyPod) settled(o rotation.Envoy) bool {
 // check wants no problem but those that the catalogue demands: a certificate
 // whose end has come near because the wall clock was set, and, as Envoy may
 // wait for another 30 s after an absence of the server, a stream that is really
-// down and a renewal that is really late for longer than the grace.
+// down and a renewal that is really late for longer than the grace. It takes
+// two looks at the stream to see that it is open again.
 func (p *healthyPod) check(now time.Time) {
 	v := p.ledger.Judge(now)
 	for _, problem := range v.Problems {
@@ -253,7 +258,7 @@ func (p *healthyPod) check(now time.Time) {
 				continue
 			}
 		case rotation.SDSStreamDown, rotation.DeliveryOverdue:
-			if now.Sub(p.downFrom) >= grace && now.Sub(p.downFrom) < grace+30*time.Second+4*p.poll {
+			if now.Sub(p.downFrom) >= grace && (p.pod.SDSDown || p.owed > 0) {
 				continue
 			}
 		}
