@@ -156,6 +156,21 @@ func (r *run) healthy(bound time.Duration) {
 	}
 }
 
+// quiet waits until what was delivered last was seen, is not about to be
+// renewed, and is old enough for a version that is ahead of last_updated, which
+// counts from a second on. An update that is refused right after one that was
+// accepted is not told apart from it.
+func (r *run) quiet() {
+	r.t.Helper()
+	v, _, ok := r.await(3*renewal, func(v rotation.Verdict) bool {
+		age := v.Stage(rotation.Delivered).AgeSeconds
+		return age != nil && *age > 1.5 && *age < renewal.Seconds()-1
+	})
+	if !ok {
+		r.t.Fatalf("no quiet moment: %s", describe(v))
+	}
+}
+
 func describe(v rotation.Verdict) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %d verified: %s", v.State, v.VerifiedRotations, v.Summary)
@@ -277,6 +292,9 @@ func (r *run) tryFault(f lab.Fault, e envoy, stats bool) (cell string) {
 			}
 			r.t = t
 		}()
+		if f.Shows == rotation.UpdateRejected {
+			r.quiet()
+		}
 		before := lastSeq(r.watchdog.Verdict())
 		if err := r.pod.Inject(context.Background(), f.Name); err != nil {
 			r.t.Fatal(err)
@@ -313,7 +331,9 @@ func (r *run) tryFault(f lab.Fault, e envoy, stats bool) (cell string) {
 		if !ok {
 			r.t.Fatalf("still there after healing: %s\n%s", describe(v), r.story())
 		}
-		r.healthy(3*renewal + slack)
+		// It may be healthy with what Envoy already has, and Envoy still wait
+		// before it opens a stream again.
+		r.healthy(reconnect + 3*renewal + slack)
 		if r.t.Failed() {
 			return
 		}
