@@ -102,17 +102,17 @@ func (e *Envoy) AdminAddress() string { return "http://" + e.cfg.AdminAddress }
 func (e *Envoy) ListenerAddress() string { return e.cfg.ListenAddress }
 
 // Start begins a new life.
-func (e *Envoy) Start(context.Context) error {
-	admin, err := net.Listen("tcp", e.cfg.AdminAddress)
+func (e *Envoy) Start(ctx context.Context) error {
+	admin, err := listen(ctx, e.cfg.AdminAddress)
 	if err != nil {
 		return fmt.Errorf("listen for the admin interface: %w", err)
 	}
-	inbound, err := net.Listen("tcp", e.cfg.ListenAddress)
+	inbound, err := listen(ctx, e.cfg.ListenAddress)
 	if err != nil {
 		admin.Close()
 		return fmt.Errorf("listen for connections: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l := &life{Envoy: e, cancel: cancel, started: time.Now(), secrets: make(map[string]*secret), inbound: inbound}
 	for _, name := range []string{identitySecret, bundleSecret} {
 		l.secrets[name] = &secret{name: name, version: "uninitialized", updated: l.started}
