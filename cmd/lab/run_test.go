@@ -334,7 +334,7 @@ func TestView(t *testing.T) {
 		}},
 	}
 	for _, width := range []int{1, 20, 80, 200} {
-		v.width, v.color = width, false
+		v.Width, v.Color, v.Cut = width, false, true
 		for _, line := range v.render() {
 			if utf8.RuneCountInString(line) > width || strings.Contains(line, "\x1b") {
 				t.Errorf("width %d: %q", width, line)
@@ -353,7 +353,7 @@ func TestView(t *testing.T) {
 	if strings.Contains(text, "quiet") {
 		t.Error("what comes with every renewal is shown")
 	}
-	v.color = true
+	v.Color = true
 	colour := regexp.MustCompile("\x1b\\[[0-9;]*m")
 	if coloured := strings.Join(v.render(), "\n"); coloured == text || colour.ReplaceAllString(coloured, "") != text {
 		t.Error("colours change more than colours")

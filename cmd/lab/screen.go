@@ -8,10 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
+	"svid-watchdog/internal/terminal"
 	"svid-watchdog/internal/watchdog"
 )
 
@@ -41,23 +40,11 @@ func newScreen(stdout io.Writer, o *options) screen {
 		return blank{}
 	}
 	if file, ok := stdout.(*os.File); ok && o.watchdog && os.Getenv("TERM") != "dumb" {
-		if _, _, terminal := size(file); terminal {
+		if _, _, ok := terminal.Size(file); ok {
 			return &live{out: file, color: !o.noColor}
 		}
 	}
 	return &lines{out: stdout}
-}
-
-// size is the size of a terminal in characters; false if it is none.
-func size(f *os.File) (width, height int, terminal bool) {
-	w, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0, 0, false
-	}
-	if w.Col == 0 || w.Row == 0 {
-		return 80, 24, true // a terminal that does not say
-	}
-	return int(w.Col), int(w.Row), true
 }
 
 // blank shows nothing.
@@ -162,8 +149,8 @@ func (l *live) begin(s scene) {
 }
 
 func (l *live) show(now snapshot, _ []entry) {
-	width, height, _ := size(l.out)
-	frame := view{scene: l.scene, now: now, at: time.Now(), width: width, color: l.color}.render()
+	width, height, _ := terminal.Size(l.out)
+	frame := view{scene: l.scene, now: now, at: time.Now(), Page: terminal.Page{Width: width, Color: l.color, Cut: true}}.render()
 	if len(frame) > height {
 		frame = frame[:height]
 	}

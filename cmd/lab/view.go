@@ -4,27 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"svid-watchdog/internal/rotation"
-)
-
-// style is how a piece of text looks (ECMA-48, select graphic rendition).
-type style string
-
-const (
-	plain  style = ""
-	bold   style = "1"
-	dim    style = "2"
-	red    style = "31"
-	green  style = "32"
-	yellow style = "33"
-	blue   style = "36"
-
-	onRed    style = "1;37;41"
-	onGreen  style = "1;30;42"
-	onYellow style = "1;30;43"
-	onGrey   style = "1;30;47"
+	"svid-watchdog/internal/terminal"
 )
 
 // view is one frame of the live view.
@@ -32,91 +14,44 @@ type view struct {
 	scene scene
 	now   snapshot
 	at    time.Time
-	width int
-	color bool
 
-	frame []string
-	// The line that is being written, and how wide it is.
-	line  strings.Builder
-	taken int
-}
-
-// add writes a piece of text, as far as it fits.
-func (v *view) add(s style, text string) {
-	if room := v.width - v.taken; utf8.RuneCountInString(text) > room {
-		runes := []rune(text)
-		if room < 1 {
-			return
-		}
-		text = string(runes[:room-1]) + "…"
-	}
-	v.taken += utf8.RuneCountInString(text)
-	if !v.color || s == plain {
-		v.line.WriteString(text)
-		return
-	}
-	v.line.WriteString("\x1b[" + string(s) + "m" + text + "\x1b[0m")
-}
-
-// end ends a line.
-func (v *view) end() {
-	v.frame = append(v.frame, v.line.String())
-	v.line.Reset()
-	v.taken = 0
-}
-
-// paragraph writes a text over as many lines as it takes, after a label.
-func (v *view) paragraph(s style, label, text string) {
-	indent := utf8.RuneCountInString(label)
-	v.add(dim, label)
-	for i, word := range strings.Fields(text) {
-		length := utf8.RuneCountInString(word)
-		switch {
-		case i > 0 && v.taken+1+length > v.width:
-			v.end()
-			v.add(plain, strings.Repeat(" ", indent))
-		case i > 0:
-			v.add(plain, " ")
-		}
-		v.add(s, word)
-	}
-	v.end()
+	terminal.Page
 }
 
 func (v view) render() []string {
 	v.header()
 	if v.now.verdict == nil {
-		v.end()
-		v.add(dim, "Waiting for the watchdog's first verdict.")
-		v.end()
-		return v.frame
+		v.End()
+		v.Add(terminal.Dim, "Waiting for the watchdog's first verdict.")
+		v.End()
+		return v.Lines()
 	}
 	v.verdict()
 	for _, stage := range v.now.verdict.Stages {
 		v.stage(stage)
 	}
-	v.end()
+	v.End()
 	v.problems()
 	v.faults()
 	v.events()
-	return v.frame
+	return v.Lines()
 }
 
 func (v *view) header() {
-	v.add(bold, "svid-watchdog lab")
-	v.add(dim, fmt.Sprintf("  %s, %s, certificates of %s renewed every %s  ", v.scene.o.pod.Issuer,
+	v.Add(terminal.Bold, "svid-watchdog lab")
+	v.Add(terminal.Dim, fmt.Sprintf("  %s, %s, certificates of %s renewed every %s  ", v.scene.o.pod.Issuer,
 		envoyName(v.scene.o, v.scene.pod), v.scene.pod.TTL(), v.scene.pod.Renewal()))
-	v.add(plain, clock(v.at.Sub(v.scene.began)))
+	v.Add(terminal.Plain, clock(v.at.Sub(v.scene.began)))
 	if v.scene.o.duration > 0 {
-		v.add(dim, " of "+clock(v.scene.o.duration))
+		v.Add(terminal.Dim, " of "+clock(v.scene.o.duration))
 	}
-	v.end()
-	v.add(dim, "watchdog http://"+v.scene.status+"/  envoy "+v.scene.pod.Envoy().AdminAddress())
+	v.End()
+	v.Add(terminal.Dim, "watchdog http://"+v.scene.status+"/  envoy "+v.scene.pod.Envoy().AdminAddress())
 	if v.scene.control != nil {
-		v.add(dim, fmt.Sprintf("  faults http://%s/faults", v.scene.control.Addr()))
+		v.Add(terminal.Dim, fmt.Sprintf("  faults http://%s/faults", v.scene.control.Addr()))
 	}
-	v.end()
-	v.end()
+	v.End()
+	v.End()
 }
 
 // clock is a duration as a stopwatch shows it.
@@ -126,14 +61,14 @@ func clock(d time.Duration) string {
 }
 
 func (v *view) verdict() {
-	looks := map[rotation.State]style{
-		rotation.Healthy: onGreen, rotation.Degraded: onYellow, rotation.Broken: onRed, rotation.Unknown: onGrey,
+	looks := map[rotation.State]terminal.Style{
+		rotation.Healthy: terminal.OnGreen, rotation.Degraded: terminal.OnYellow, rotation.Broken: terminal.OnRed, rotation.Unknown: terminal.OnGrey,
 	}
 	d := v.now.verdict
-	v.add(looks[d.State], " "+strings.ToUpper(string(d.State))+" ")
-	v.add(plain, "  "+d.Summary)
-	v.end()
-	v.end()
+	v.Add(looks[d.State], " "+strings.ToUpper(string(d.State))+" ")
+	v.Add(terminal.Plain, "  "+d.Summary)
+	v.End()
+	v.End()
 }
 
 // barWidth is the width of a bar, in characters.
@@ -141,40 +76,40 @@ const barWidth = 24
 
 // stage shows a stage: how much of its certificate's life is left, as a bar.
 func (v *view) stage(s rotation.StageView) {
-	v.add(bold, fmt.Sprintf("%-10s", s.Stage))
+	v.Add(terminal.Bold, fmt.Sprintf("%-10s", s.Stage))
 	if s.Certificate == nil {
-		v.add(dim, strings.Repeat("·", barWidth)+"  not seen")
-		v.end()
+		v.Add(terminal.Dim, strings.Repeat("·", barWidth)+"  not seen")
+		v.End()
 		return
 	}
 	left := s.Certificate.NotAfter.Sub(v.at)
 	share := float64(left) / float64(v.scene.pod.TTL())
 	filled := min(max(int(share*barWidth+0.5), 0), barWidth)
-	look := green
+	look := terminal.Green
 	switch {
 	case share <= 1.0/6: // the watchdog's margin
-		look = red
+		look = terminal.Red
 	case share <= 1.0/3:
-		look = yellow
+		look = terminal.Yellow
 	}
-	v.add(look, strings.Repeat("█", filled))
-	v.add(dim, strings.Repeat("░", barWidth-filled))
+	v.Add(look, strings.Repeat("█", filled))
+	v.Add(terminal.Dim, strings.Repeat("░", barWidth-filled))
 	if left > 0 {
-		v.add(look, fmt.Sprintf("  %4s left", seconds(left)))
+		v.Add(look, fmt.Sprintf("  %4s left", seconds(left)))
 	} else {
-		v.add(look, fmt.Sprintf("  expired %s ago", seconds(-left)))
+		v.Add(look, fmt.Sprintf("  expired %s ago", seconds(-left)))
 	}
 	if s.AgeSeconds != nil {
 		age := time.Duration(*s.AgeSeconds*float64(time.Second)) + v.at.Sub(v.now.verdict.At)
-		v.add(plain, fmt.Sprintf("   %4s old", seconds(age)))
+		v.Add(terminal.Plain, fmt.Sprintf("   %4s old", seconds(age)))
 	}
 	serial := s.Certificate.Serial
-	v.add(dim, "   "+serial[:min(8, len(serial))])
-	v.add(dim, "   "+plural(s.Rotations, "rotation"))
+	v.Add(terminal.Dim, "   "+serial[:min(8, len(serial))])
+	v.Add(terminal.Dim, "   "+plural(s.Rotations, "rotation"))
 	if s.Leaves > 1 {
-		v.add(dim, fmt.Sprintf(", %d leaves", s.Leaves))
+		v.Add(terminal.Dim, fmt.Sprintf(", %d leaves", s.Leaves))
 	}
-	v.end()
+	v.End()
 }
 
 func seconds(d time.Duration) string {
@@ -186,38 +121,38 @@ func seconds(d time.Duration) string {
 
 func (v *view) problems() {
 	for _, p := range v.now.verdict.Problems {
-		look := yellow
+		look := terminal.Yellow
 		if p.Severity == rotation.Critical {
-			look = red
+			look = terminal.Red
 		}
-		v.add(look, "● ")
-		v.add(bold, title(p))
-		v.end()
+		v.Add(look, "● ")
+		v.Add(terminal.Bold, title(p))
+		v.End()
 		if p.Detail != "" {
-			v.paragraph(plain, "    seen    ", p.Detail)
+			v.Paragraph(terminal.Plain, "    seen    ", p.Detail)
 		}
-		v.paragraph(plain, "    cause   ", p.Cause)
-		v.paragraph(plain, "    advice  ", p.Advice)
+		v.Paragraph(terminal.Plain, "    cause   ", p.Cause)
+		v.Paragraph(terminal.Plain, "    advice  ", p.Advice)
 	}
 	if len(v.now.verdict.Problems) == 0 {
-		v.add(dim, "No problem holds.")
-		v.end()
+		v.Add(terminal.Dim, "No problem holds.")
+		v.End()
 	}
 	if v.now.err != nil {
-		v.add(red, v.now.err.Error())
-		v.end()
+		v.Add(terminal.Red, v.now.err.Error())
+		v.End()
 	}
-	v.end()
+	v.End()
 }
 
 func (v *view) faults() {
 	if len(v.now.faults) == 0 {
 		return
 	}
-	v.add(dim, "Injected: ")
-	v.add(bold, strings.Join(v.now.faults, ", "))
-	v.end()
-	v.end()
+	v.Add(terminal.Dim, "Injected: ")
+	v.Add(terminal.Bold, strings.Join(v.now.faults, ", "))
+	v.End()
+	v.End()
 }
 
 // eventsShown is how many events are shown, newest first, since the frame is
@@ -232,13 +167,13 @@ func (v *view) events() {
 			continue
 		}
 		shown++
-		v.add(dim, fmt.Sprintf("%6s  ", clock(max(0, e.At.Sub(v.scene.began)))))
-		from := blue
+		v.Add(terminal.Dim, fmt.Sprintf("%6s  ", clock(max(0, e.At.Sub(v.scene.began)))))
+		from := terminal.Blue
 		if e.From == fromWatchdog {
-			from = green
+			from = terminal.Green
 		}
-		v.add(from, fmt.Sprintf("%-9s ", e.From))
-		v.add(plain, e.Message)
-		v.end()
+		v.Add(from, fmt.Sprintf("%-9s ", e.From))
+		v.Add(terminal.Plain, e.Message)
+		v.End()
 	}
 }

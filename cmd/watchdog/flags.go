@@ -34,15 +34,16 @@ func (o *options) handler(w io.Writer) slog.Handler {
 	return slog.NewTextHandler(w, h)
 }
 
-// flagSet defines the flags of the contract on o.
-func flagSet(o *options) *flag.FlagSet {
-	o.watchdog = watchdog.DefaultConfig()
-	o.logFormat = "logfmt"
-	c := &o.watchdog
+func newFlagSet() *flag.FlagSet {
 	f := flag.NewFlagSet("watchdog", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.Usage = func() {}
+	return f
+}
 
+// podFlags defines the flags that say what to look at and how to judge it.
+func podFlags(f *flag.FlagSet, c *watchdog.Config) {
+	*c = watchdog.DefaultConfig()
 	f.StringVar(&c.CredentialsDir, "credentials.dir", c.CredentialsDir,
 		"`directory` whose cert-chain.pem, key.pem and root-cert.pem switch Istio's agent to files")
 	f.StringVar(&c.WorkloadAPIAddress, "workload-api.address", c.WorkloadAPIAddress,
@@ -67,6 +68,14 @@ func flagSet(o *options) *flag.FlagSet {
 		"`time` that is left to things that usually heal themselves")
 	f.DurationVar(&c.ExpiryMargin, "rotation.expiry-margin", c.ExpiryMargin,
 		"`time` that a certificate must have left; 0 means one sixth of its lifetime")
+}
+
+// flagSet defines the flags of the contract on o.
+func flagSet(o *options) *flag.FlagSet {
+	f := newFlagSet()
+	c := &o.watchdog
+	podFlags(f, c)
+	o.logFormat = "logfmt"
 	f.StringVar(&c.WebListenAddress, "web.listen-address", c.WebListenAddress,
 		"`address` to serve metrics and status on")
 	f.StringVar(&c.WebConfigFile, "web.config.file", c.WebConfigFile,
@@ -88,14 +97,23 @@ func envName(flagName string) string {
 // parseFlags reads the environment and then the arguments, which win.
 func parseFlags(args, environ []string) (*options, error) {
 	o := &options{}
-	f := flagSet(o)
+	if err := parse(flagSet(o), &o.watchdog, args, environ); err != nil {
+		return nil, err
+	}
+	if o.logFormat != "logfmt" && o.logFormat != "json" {
+		return nil, fmt.Errorf("the log format %q is neither logfmt nor json", o.logFormat)
+	}
+	return o, nil
+}
+
+func parse(f *flag.FlagSet, c *watchdog.Config, args, environ []string) error {
 	env := make(map[string]string, len(environ))
 	for _, e := range environ {
 		name, value, _ := strings.Cut(e, "=")
 		env[name] = value
 	}
 	if socket := env[spiffeEndpointSocket]; socket != "" {
-		o.watchdog.WorkloadAPIAddress = socket
+		c.WorkloadAPIAddress = socket
 	}
 	// Other variables with the prefix are no error: Kubernetes makes some for
 	// a Service that is named svid-watchdog.
@@ -111,25 +129,22 @@ func parseFlags(args, environ []string) (*options, error) {
 		}
 	})
 	if bad != nil {
-		return nil, bad
+		return bad
 	}
 	if err := f.Parse(args); err != nil {
-		return nil, err
+		return err
 	}
 	if f.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
+		return fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	if o.logFormat != "logfmt" && o.logFormat != "json" {
-		return nil, fmt.Errorf("the log format %q is neither logfmt nor json", o.logFormat)
-	}
-	return o, nil
+	return nil
 }
 
 // printFlags writes the flags for people: what each means, its default, and
 // its twin in the environment.
-func printFlags(w io.Writer) {
-	fmt.Fprintf(w, "Flags of run (each can also be set by the environment variable named below it):\n")
-	flagSet(&options{}).VisitAll(func(f *flag.Flag) {
+func printFlags(w io.Writer, command string, flags *flag.FlagSet) {
+	fmt.Fprintf(w, "Flags of %s (each can also be set by the environment variable named below it):\n", command)
+	flags.VisitAll(func(f *flag.Flag) {
 		kind, text := flag.UnquoteUsage(f)
 		line := "  --" + f.Name
 		if kind != "" {

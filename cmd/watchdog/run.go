@@ -30,6 +30,7 @@ const usage = `svid-watchdog tells whether certificate rotation really works.
 
 Usage:
   watchdog [run] [flags]   watch, judge, and serve metrics (the default)
+  watchdog check [flags]   look at this pod once and say what is seen; see watchdog check --help
   watchdog version         print the version
   watchdog help            print this help
 
@@ -44,6 +45,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	switch command {
 	case "run":
 		return runWatchdog(ctx, args, environ, stdout, stderr)
+	case "check":
+		return runCheck(ctx, args, environ, stdout, stderr)
 	case "version":
 		b := build()
 		fmt.Fprintf(stdout, "svid-watchdog %s (revision %s, %s)\n", b.Version, b.Revision, b.GoVersion)
@@ -51,17 +54,17 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "help":
 		return runWatchdog(ctx, []string{"--help"}, environ, stdout, stderr)
 	default:
-		fmt.Fprintf(stderr, "watchdog: unknown command %q; the commands are run, version and help\n", command)
+		fmt.Fprintf(stderr, "watchdog: unknown command %q; the commands are run, check, version and help\n", command)
 		return exitBadUsage
 	}
 }
 
 func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	options, err := parseFlags(args, environ)
+	o, err := parseFlags(args, environ)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
-		printFlags(stdout)
+		printFlags(stdout, "run", flagSet(&options{}))
 		return exitOK
 	case err != nil:
 		fmt.Fprintf(stderr, "watchdog: %s; see watchdog --help\n", oneLine(err))
@@ -70,16 +73,16 @@ func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	log := slog.New(options.handler(stderr))
-	options.watchdog.Build = build()
-	w, err := watchdog.New(options.watchdog, log)
+	log := slog.New(o.handler(stderr))
+	o.watchdog.Build = build()
+	w, err := watchdog.New(o.watchdog, log)
 	if err != nil {
 		fmt.Fprintf(stderr, "watchdog: %s\n", oneLine(err))
 		return exitBadUsage
 	}
-	log.Info("watching", "version", options.watchdog.Build.Version, "listen_address", w.Address(),
-		"workload_api", options.watchdog.WorkloadAPIAddress, "envoy_admin", options.watchdog.EnvoyAdminAddress,
-		"credentials_dir", options.watchdog.CredentialsDir)
+	log.Info("watching", "version", o.watchdog.Build.Version, "listen_address", w.Address(),
+		"workload_api", o.watchdog.WorkloadAPIAddress, "envoy_admin", o.watchdog.EnvoyAdminAddress,
+		"credentials_dir", o.watchdog.CredentialsDir)
 	if err := w.Run(ctx); err != nil {
 		log.Error("watchdog failed", "error", err)
 		return exitFailure

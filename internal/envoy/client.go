@@ -115,6 +115,9 @@ func (c *Client) Nudge() {
 // firstQuickLook is the distance of the first look after a nudge or a change.
 const firstQuickLook = 250 * time.Millisecond
 
+// Close ends idle connections; it is for a client that is not run.
+func (c *Client) Close() { c.admin.close() }
+
 // Run looks at Envoy until ctx ends, and then returns nil: an Envoy that does
 // not answer is evidence, not a failure of ours.
 func (c *Client) Run(ctx context.Context) error {

@@ -442,15 +442,31 @@ func (e *envoyRecord) streamReason() Reason {
 
 // showsResends tells whether this Envoy would show an update that changes
 // nothing: up to 1.36 by last_updated, later only by the statistics.
-func (e *envoyRecord) showsResends() bool {
-	if e.stats != nil {
-		return true
-	}
-	parts := strings.SplitN(e.version, ".", 3)
+func (e *envoyRecord) showsResends() bool { return e.stats != nil || MovesLastUpdated(e.version) }
+
+// MovesLastUpdated tells whether an update that changes nothing moves
+// last_updated on this version of Envoy: it does up to 1.36 (measured).
+func MovesLastUpdated(version string) bool {
+	parts := strings.SplitN(version, ".", 3)
 	if len(parts) < 2 {
 		return false
 	}
 	major, err1 := strconv.Atoi(parts[0])
 	minor, err2 := strconv.Atoi(parts[1])
 	return err1 == nil && err2 == nil && (major < 1 || major == 1 && minor <= 36)
+}
+
+// updatedInVain is the last_updated of a leaf that was issued at a time in this
+// life of Envoy, so that Envoy was sent it then; a later update changed nothing.
+// Zero if that cannot be told.
+func (e *envoyRecord) updatedInVain(leaf Certificate, issued time.Time) time.Time {
+	if !MovesLastUpdated(e.version) || e.started.IsZero() || !e.started.Before(issued) || e.secrets == nil {
+		return time.Time{}
+	}
+	for _, i := range e.secrets.Identity {
+		if i.Leaf.Same(leaf) {
+			return i.LastUpdated.Round(0)
+		}
+	}
+	return time.Time{}
 }

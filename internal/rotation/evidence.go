@@ -67,6 +67,8 @@ const (
 	// WorkloadAPIDenied: the server answers PermissionDenied, that is, the
 	// workload has no identity (SPIFFE Workload API, section 4.3).
 	WorkloadAPIDenied WorkloadAPIState = "denied"
+	// WorkloadAPINotAsked: only whether the socket answers was looked at.
+	WorkloadAPINotAsked WorkloadAPIState = "not_asked"
 )
 
 // WorkloadAPI is the state of the Workload API stream at a time.

@@ -81,7 +81,7 @@ func (j *judgement) reached(t time.Time) bool {
 
 // lasts tells whether a condition has held since the given time for longer
 // than the grace.
-func (j *judgement) lasts(since time.Time) bool { return j.reached(since.Add(j.cfg.Grace)) }
+func (j *judgement) lasts(since time.Time) bool { return j.reached(since.Add(j.cfg.patience())) }
 
 // holds tells whether a condition was seen without a break for longer than the
 // grace, the last time by evidence of the time at. It is not enough that the
@@ -92,7 +92,7 @@ func (j *judgement) holds(name ProblemName, at time.Time) bool {
 	if _, ok := j.held[name]; !ok {
 		j.held[name] = at
 	}
-	return at.Sub(j.held[name]) >= j.cfg.Grace
+	return at.Sub(j.held[name]) >= j.cfg.patience()
 }
 
 // raise notes a problem with the catalogue's severity.
@@ -255,7 +255,7 @@ func (j *judgement) expiry() {
 // envoyReachability tells whether what is known of Envoy is too old to judge
 // it by. Within the grace the last look still stands.
 func (j *judgement) envoyReachability() (unknown bool) {
-	if j.envoy.downSince.IsZero() || j.envoy.downUntil.Sub(j.envoy.downSince) < j.cfg.Grace {
+	if j.envoy.downSince.IsZero() || j.envoy.downUntil.Sub(j.envoy.downSince) < j.cfg.patience() {
 		return false
 	}
 	j.raise(EnvoyUnreachable, Delivered, ReasonNone, j.envoy.err)
@@ -321,7 +321,7 @@ func (j *judgement) sdsStream() {
 	if !e.streamDown.IsZero() && e.cluster.ActiveRequests > 0 {
 		// Open again, or for the blink of this look: the next one tells.
 		j.keep(SDSStreamDown)
-	} else if !e.streamDown.IsZero() && e.cluster.At.Sub(e.streamDown) >= j.cfg.Grace {
+	} else if !e.streamDown.IsZero() && e.cluster.At.Sub(e.streamDown) >= j.cfg.patience() {
 		j.raise(SDSStreamDown, Delivered, e.lastRise, fmt.Sprintf("connect failures %d, requests %d in this life of Envoy",
 			e.cluster.ConnectFailures, e.cluster.Requests))
 		return
@@ -358,24 +358,28 @@ func (j *judgement) delivery() {
 	if !overdue {
 		return
 	}
-	hollow := j.resends(leaf)
+	last, hollow := j.resent(leaf)
 	j.raise(DeliveryOverdue, Delivered, j.deliveryReason(hollow), age)
 	if hollow {
 		j.raise(HollowUpdate, Delivered, ReasonNone, fmt.Sprintf("%s; the last update that changed nothing came %s ago",
-			age, round(j.now.Sub(j.envoy.lastHollow))))
+			age, round(j.now.Round(0).Sub(last.Round(0)))))
 	}
 }
 
-// resends tells whether an update that changed nothing came when a renewal
-// was due. Earlier ones mean nothing: SPIRE re-sends an unchanged SVID when
-// anything else of the workload changes, tbot when a federated bundle does.
-func (j *judgement) resends(leaf *seenLeaf) bool {
-	last := j.envoy.lastHollow
-	if last.IsZero() {
-		return false
-	}
+// resent tells when an update that changed nothing last came, and whether a
+// renewal was due then. Earlier ones mean nothing: SPIRE re-sends an unchanged
+// SVID when anything else of the workload changes, tbot when a federated bundle
+// does.
+func (j *judgement) resent(leaf *seenLeaf) (last time.Time, hollow bool) {
 	interval, _ := j.interval(leaf)
-	return j.age(leaf, last) >= max(interval/2, interval-j.cfg.Grace)
+	late := max(interval/2, interval-j.cfg.Grace)
+	if j.cfg.OneLook {
+		issued := leaf.firstSeen.Round(0).Add(-leaf.earlier)
+		last = j.envoy.updatedInVain(leaf.Certificate, issued)
+		return last, !last.IsZero() && last.Sub(issued) >= late
+	}
+	last = j.envoy.lastHollow
+	return last, !last.IsZero() && j.age(leaf, last) >= late
 }
 
 func (j *judgement) deliveryReason(hollow bool) Reason {
@@ -466,7 +470,7 @@ func (j *judgement) verify(leaf Certificate) error {
 // have more: an authority that was retired, or other trust domains.
 func (j *judgement) trustBundle() {
 	e := &j.envoy
-	if e.secrets == nil || len(j.issuedBundle.Authorities) == 0 || e.secrets.At.Before(j.bundleSince) {
+	if e.secrets == nil || len(j.issuedBundle.Authorities) == 0 || !j.cfg.OneLook && e.secrets.At.Before(j.bundleSince) {
 		return
 	}
 	lacking := 0
@@ -509,7 +513,7 @@ func (j *judgement) served() {
 		return
 	}
 	if h.Leaf == nil {
-		if h.At.Sub(h.badSince) >= j.cfg.Grace {
+		if h.At.Sub(h.badSince) >= j.cfg.patience() {
 			j.raise(ServedUnreachable, Served, handshakeReason(h.Failure), h.problem())
 		}
 		return
@@ -585,7 +589,7 @@ func (j *judgement) transitions() {
 	j.problems = maps.Clone(j.found)
 	if mode := j.identityMode(); mode != j.mode {
 		j.mode = mode
-		j.event(Event{At: j.now, Type: EventModeChanged, Message: modeSentence(mode)})
+		j.event(Event{At: j.now, Type: EventModeChanged, Message: mode.NextStart()})
 	}
 	if state := j.overall(); state != j.state {
 		j.state = state
@@ -598,20 +602,6 @@ func sentence(p Problem) string {
 		return p.Summary
 	}
 	return strings.TrimSuffix(p.Summary, ".") + ": " + p.Detail
-}
-
-func modeSentence(m IdentityMode) string {
-	const next = "At its next start Istio's agent will "
-	switch m {
-	case ModeExternalSDS:
-		return next + "leave the socket to the identity provider."
-	case ModeExternalSDSWithFiles, ModeFileMounted:
-		return next + "refuse to run, unless the mesh gives it client certificates."
-	case ModeIstiodCA:
-		return next + "take the socket's place with certificates of istiod's CA."
-	default:
-		return "What Istio's agent will do at its next start is not known."
-	}
 }
 
 // overall is the verdict in one word.
@@ -639,10 +629,15 @@ func (j *judgement) overall() State {
 
 // observed are the stages that are looked at.
 func (l *Ledger) observed() []Stage {
-	if l.cfg.Handshake {
-		return Stages()
+	var stages []Stage
+	if !l.cfg.NoWorkloadAPI {
+		stages = append(stages, Issued)
 	}
-	return []Stage{Issued, Delivered, Loaded}
+	stages = append(stages, Delivered, Loaded)
+	if l.cfg.Handshake {
+		stages = append(stages, Served)
+	}
+	return stages
 }
 
 func (j *judgement) verdict() Verdict {
@@ -684,6 +679,9 @@ func (j *judgement) verdict() Verdict {
 	v.Files = j.filesView()
 	v.Envoy = j.envoyView()
 	v.Summary = summary(v, j.observed())
+	if j.cfg.OneLook && v.State == Healthy {
+		v.Summary = "Nothing is wrong that one look can see."
+	}
 	return v
 }
 

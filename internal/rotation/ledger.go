@@ -22,6 +22,21 @@ type Config struct {
 	Verify func(leaf Certificate, bundle TrustBundle, now time.Time) error
 	// Handshake tells that the stage served is observed too.
 	Handshake bool
+	// NoWorkloadAPI tells that the Workload API is not asked for SVIDs, so
+	// that the stage issued is not observed.
+	NoWorkloadAPI bool
+	// OneLook judges by what one look finds: nobody has watched before, so that
+	// what holds is taken to last, and each leaf is dated by itself.
+	OneLook bool
+}
+
+// patience is how long a condition must last that usually heals itself. Grace
+// is also what a renewal may be late by, with one look too.
+func (c Config) patience() time.Duration {
+	if c.OneLook {
+		return 0
+	}
+	return c.Grace
 }
 
 // Ledger remembers what each stage showed, and judges it. It is not safe for
@@ -125,6 +140,10 @@ func (l *Ledger) RecordWorkloadAPI(w WorkloadAPI) {
 		w.SocketAnswers = l.api.SocketAnswers // not known anew
 	}
 	l.api.WorkloadAPI = w
+	if w.State == WorkloadAPINotAsked {
+		l.api.badSince = time.Time{}
+		return
+	}
 	if w.State == WorkloadAPIServing {
 		l.api.seen = true
 		l.api.badSince = time.Time{}
@@ -141,11 +160,17 @@ func (l *Ledger) RecordWorkloadAPI(w WorkloadAPI) {
 	}
 }
 
+// NotAskedDetail is the detail of the source workload_api in a check that asks
+// for no SVID.
+const NotAskedDetail = "not asked for an SVID"
+
 // problem says what is wrong, in words.
 func (w WorkloadAPI) problem() string {
 	switch {
 	case w.State == WorkloadAPIServing || w.State == WorkloadAPIConnecting:
 		return ""
+	case w.State == WorkloadAPINotAsked:
+		return NotAskedDetail
 	case w.Detail != "":
 		return w.Detail
 	case w.Reason != ReasonNone:

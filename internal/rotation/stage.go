@@ -86,13 +86,24 @@ func (s *stageRecord) worst() *seenLeaf {
 	return worst
 }
 
+// longestLead is by how much an issuer is thought to back-date at most: tbot
+// does it by a minute, SPIRE by ten seconds.
+const longestLead = 2 * time.Minute
+
 // age is how long ago the leaf was issued, as well as can be told. A leaf that
 // came while we watched is as old as our knowledge of it. One that was there
 // before is dated by its not-before and the lead by which this issuer
 // back-dates, if that is known: tbot back-dates by a minute, SPIRE by ten
 // seconds, so not-before alone would make each leaf too old.
 func (l *Ledger) age(leaf *seenLeaf, now time.Time) time.Duration {
-	if lead, ok := l.renewal.lead(); ok && leaf.initial && leaf.epoch == l.epoch {
+	lead, ok := l.renewal.lead()
+	if l.cfg.OneLook {
+		// What is issued now may be an old SVID that all streams share.
+		if !ok || lead > longestLead {
+			lead, ok = longestLead, true
+		}
+	}
+	if ok && leaf.initial && leaf.epoch == l.epoch {
 		leaf.earlier = max(0, leaf.firstSeen.Round(0).Sub(leaf.NotBefore.Add(lead)))
 	}
 	return max(0, now.Sub(leaf.firstSeen)) + leaf.earlier

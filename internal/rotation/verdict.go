@@ -47,6 +47,21 @@ func IdentityModes() []IdentityMode {
 	return []IdentityMode{ModeExternalSDS, ModeExternalSDSWithFiles, ModeFileMounted, ModeIstiodCA, ModeUnknown}
 }
 
+// NextStart is a sentence on what Istio's agent will do when it next starts.
+func (m IdentityMode) NextStart() string {
+	const next = "At its next start Istio's agent will "
+	switch m {
+	case ModeExternalSDS:
+		return next + "leave the socket to the identity provider."
+	case ModeExternalSDSWithFiles, ModeFileMounted:
+		return next + "refuse to run, unless the mesh gives it client certificates."
+	case ModeIstiodCA:
+		return next + "take the socket's place with certificates of istiod's CA."
+	default:
+		return "What Istio's agent will do at its next start is not known."
+	}
+}
+
 // Source is where evidence comes from.
 type Source string
 

@@ -50,6 +50,10 @@ type Config struct {
 	// minute, has a use for others.
 	StreamBackoff, AnswerTimeout time.Duration
 
+	// NoSVID keeps the Workload API from being asked for SVIDs. It is no flag
+	// of the daemon, only of a check.
+	NoSVID bool
+
 	WebListenAddress  string
 	WebConfigFile     string
 	WebRuntimeMetrics bool
@@ -94,29 +98,37 @@ func (c Config) validate() error {
 
 // Watchdog is a watchdog that listens, and works while Run runs.
 type Watchdog struct {
+	*observer
+
+	web *web.Server
+}
+
+// observer is the watchdog without its server: the sources and the monitor
+// that they record in.
+type observer struct {
 	*monitor
 
 	files *fswatch.Watcher
 	svid  *svid.Client
 	envoy *envoy.Client
-	web   *web.Server
 	// handshake is nil when it is off.
 	handshake *handshake.Prober
+	noSVID    bool
 }
 
-// New checks the configuration and listens. Its errors are those of the
-// user: bad addresses, a bad web configuration, a port that is taken.
-func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
+func newObserver(cfg Config, oneLook bool, log *slog.Logger) (*observer, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	w := &Watchdog{monitor: newMonitor(rotation.Config{
+	w := &observer{noSVID: cfg.NoSVID, monitor: newMonitor(rotation.Config{
 		Interval: cfg.RotationInterval,
 		Grace:    cfg.Grace,
 		Margin:   cfg.ExpiryMargin,
 		Verify:   certificate.Verify,
 
-		Handshake: cfg.HandshakeAddress != "",
+		Handshake:     cfg.HandshakeAddress != "",
+		NoWorkloadAPI: cfg.NoSVID,
+		OneLook:       oneLook,
 	}, log)}
 	w.files = fswatch.New(fswatch.Config{
 		Dir: cfg.CredentialsDir,
@@ -174,6 +186,30 @@ func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
 	if err != nil {
 		return nil, err
 	}
+	return w, nil
+}
+
+// start runs the sources and the judge in a group.
+func (w *observer) start(ctx context.Context, group *errgroup.Group) {
+	group.Go(func() error { return w.judge(ctx) })
+	group.Go(func() error { return w.files.Run(ctx) })
+	if !w.noSVID {
+		group.Go(func() error { return w.svid.Run(ctx) })
+	}
+	group.Go(func() error { return w.envoy.Run(ctx) })
+	if w.handshake != nil {
+		group.Go(func() error { return w.handshake.Run(ctx) })
+	}
+}
+
+// New checks the configuration and listens. Its errors are those of the
+// user: bad addresses, a bad web configuration, a port that is taken.
+func New(cfg Config, log *slog.Logger) (*Watchdog, error) {
+	o, err := newObserver(cfg, false, log)
+	if err != nil {
+		return nil, err
+	}
+	w := &Watchdog{observer: o}
 	w.web, err = web.New(web.Config{
 		ListenAddress: cfg.WebListenAddress,
 		ConfigFile:    cfg.WebConfigFile,
@@ -204,12 +240,6 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	// The server first: what follows may block, and that must be seen.
 	group.Go(func() error { return w.web.Run(ctx) })
-	group.Go(func() error { return w.judge(ctx) })
-	group.Go(func() error { return w.files.Run(ctx) })
-	group.Go(func() error { return w.svid.Run(ctx) })
-	group.Go(func() error { return w.envoy.Run(ctx) })
-	if w.handshake != nil {
-		group.Go(func() error { return w.handshake.Run(ctx) })
-	}
+	w.start(ctx, group)
 	return group.Wait()
 }
