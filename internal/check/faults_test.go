@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -212,7 +213,7 @@ func (p pod) try(f lab.Fault, s *jsonschema.Schema) {
 		if f.Name == "server-hung" || f.Name == "envoy-down" || f.Name == "envoy-hung" {
 			continue // everything ages
 		}
-		if !contains(allowed, problem.Name) {
+		if !slices.Contains(allowed, problem.Name) {
 			p.t.Logf("named too: %s", problem.Name)
 		}
 	}
@@ -226,15 +227,6 @@ func (p pod) try(f lab.Fault, s *jsonschema.Schema) {
 			}
 		}
 	}
-}
-
-func contains(names []rotation.ProblemName, name rotation.ProblemName) bool {
-	for _, n := range names {
-		if n == name {
-			return true
-		}
-	}
-	return false
 }
 
 // flat is a text as one line.

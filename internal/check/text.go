@@ -51,10 +51,10 @@ func (t *text) verdict() {
 func (t *text) source() string {
 	at := t.Verdict.At.UTC().Format("15:04:05 UTC")
 	said := fmt.Sprintf("Seen by one look at %s, which took %d ms.", at, int(t.TookSeconds*1000))
-	switch {
-	case t.ToldBy == ByWatchdog:
+	switch t.ToldBy {
+	case ByWatchdog:
 		return fmt.Sprintf("Told at %s by the watchdog of this pod, version %s.", at, t.WatchdogVersion)
-	case t.ToldBy == ByWatch:
+	case ByWatch:
 		said = fmt.Sprintf("Seen by watching for %s, until %s.", rough(t.TookSeconds), at)
 	}
 	if t.WatchdogError != "" {

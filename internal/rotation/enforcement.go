@@ -460,7 +460,7 @@ func MovesLastUpdated(version string) bool {
 // life of Envoy, so that Envoy was sent it then; a later update changed nothing.
 // Zero if that cannot be told.
 func (e *envoyRecord) updatedInVain(leaf Certificate, issued time.Time) time.Time {
-	if !MovesLastUpdated(e.version) || e.started.IsZero() || !e.started.Before(issued) || e.secrets == nil {
+	if !MovesLastUpdated(e.version) || e.started.IsZero() || !e.started.Before(issued.Add(restartTolerance)) || e.secrets == nil {
 		return time.Time{}
 	}
 	for _, i := range e.secrets.Identity {

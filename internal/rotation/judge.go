@@ -190,8 +190,13 @@ func (j *judgement) overdue(leaf *seenLeaf, seen time.Time) (string, bool) {
 	age := j.age(leaf, seen) // first, as it may date the leaf further back
 	interval, source := j.interval(leaf)
 	due := interval + j.cfg.Grace - age
-	if source == IntervalLearned {
+	switch {
+	case source == IntervalLearned:
 		due += j.renewal.allowance(j.cfg.Grace)
+	case source == IntervalAssumed && j.cfg.OneLook:
+		// The leaf is dated by guess, and SPIRE renews within a tenth of its
+		// life around the half (see allowance).
+		due += interval / 5
 	}
 	if due > 0 {
 		if seen.Equal(j.now) {
@@ -359,7 +364,7 @@ func (j *judgement) delivery() {
 		return
 	}
 	last, hollow := j.resent(leaf)
-	j.raise(DeliveryOverdue, Delivered, j.deliveryReason(hollow), age)
+	j.raise(DeliveryOverdue, Delivered, j.deliveryReason(leaf, hollow), age)
 	if hollow {
 		j.raise(HollowUpdate, Delivered, ReasonNone, fmt.Sprintf("%s; the last update that changed nothing came %s ago",
 			age, round(j.now.Round(0).Sub(last.Round(0)))))
@@ -382,7 +387,7 @@ func (j *judgement) resent(leaf *seenLeaf) (last time.Time, hollow bool) {
 	return last, !last.IsZero() && j.age(leaf, last) >= late
 }
 
-func (j *judgement) deliveryReason(hollow bool) Reason {
+func (j *judgement) deliveryReason(leaf *seenLeaf, hollow bool) Reason {
 	reason := j.envoy.streamReason()
 	switch {
 	case reason != ReasonNone && reason != ReasonUndetermined:
@@ -391,11 +396,22 @@ func (j *judgement) deliveryReason(hollow bool) Reason {
 		return ReasonServerResends
 	case reason == ReasonUndetermined:
 		return ReasonUndetermined
-	case j.envoy.showsResends():
+	case j.showsSilence(leaf):
 		return ReasonServerSilent
 	default:
 		return ReasonServerSilentOrResends
 	}
+}
+
+// showsSilence tells whether a re-send would have been seen.
+func (j *judgement) showsSilence(leaf *seenLeaf) bool {
+	if !j.cfg.OneLook {
+		return j.envoy.showsResends()
+	}
+	// Nothing came since the leaf did.
+	issued := leaf.firstSeen.Round(0).Add(-leaf.earlier)
+	last := j.envoy.updatedInVain(leaf.Certificate, issued)
+	return !last.IsZero() && last.Sub(issued) < j.cfg.Grace
 }
 
 // contexts compares the leaves in use with all delivered ones: two providers

@@ -114,7 +114,7 @@ func (p *Page) Paragraph(s Style, label, text string) {
 // Text writes words where the line is, and goes on below, indented.
 func (p *Page) Text(s Style, indent int, text string) {
 	begun := p.taken > indent
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		switch {
 		case begun && p.taken+1+utf8.RuneCountInString(word) > p.Width:
 			p.End()
