@@ -43,7 +43,7 @@ fmt: ## Format the code
 	gofmt -l -w $$(git ls-files '*.go')
 
 .PHONY: neighbours
-neighbours: ## Get the real Envoys and SPIRE into .neighbours/
+neighbours: ## Get the real Envoys, SPIRE and what drives a browser into .neighbours/
 	tools/neighbours
 
 .PHONY: dist
@@ -85,6 +85,10 @@ soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat
 .PHONY: record
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
+
+.PHONY: screenshots
+screenshots: neighbours ## Take the pictures of the status page in docs/ anew
+	SCREENSHOTS=$(CURDIR)/docs/images CI=true go test -count=1 -run '^TestInABrowser$$' ./internal/web
 
 .PHONY: clean
 clean: ## Remove what was built; .neighbours stays

@@ -662,7 +662,7 @@ func (j *judgement) verdict() Verdict {
 		Problems:          []Problem{},
 		VerifiedRotations: j.verified, HollowUpdates: j.hollow, RejectedUpdates: j.rejected,
 		BundleNotAfter: make(map[Stage]time.Time),
-		Events:         slices.Clone(j.events),
+		Events:         append([]Event{}, j.events...), // [] rather than null
 		Recheck:        j.recheck,
 	}
 	for _, d := range catalogue {

@@ -5,7 +5,8 @@
 //	/readyz         200 after the first judgement, whatever it says: a sidecar
 //	                must never take its pod's traffic away
 //	/api/v1/status  the verdict as JSON
-//	/               the verdict as text, for people
+//	/               the verdict for people: a page for browsers, else text
+//	/problems       the catalogue of problems, with what to do
 //
 // It holds no state of its own. TLS and basic auth come from
 // exporter-toolkit's web configuration, which is read again with each request.
@@ -150,7 +151,14 @@ func Handler(cfg Config) http.Handler {
 			cfg.Log.Debug("status not sent", "error", err)
 		}
 	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	index := newPage(indexHTML, scriptJS)
+	mux.Handle("GET /problems", newPage(problemsHTML(), ""))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Vary", "Accept")
+		if wantsHTML(r) {
+			index.ServeHTTP(w, r)
+			return
+		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		if err := writeText(w, cfg.Version, cfg.Verdict()); err != nil {
 			cfg.Log.Debug("status not sent", "error", err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,6 +54,13 @@ func config() web.Config {
 // start runs a server and returns its address.
 func start(t *testing.T, cfg web.Config) string {
 	t.Helper()
+	address, _ := startUntil(t, cfg)
+	return address
+}
+
+// startUntil runs a server that can be stopped before the test ends.
+func startUntil(t *testing.T, cfg web.Config) (address string, stop func()) {
+	t.Helper()
 	s, err := web.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -60,13 +68,14 @@ func start(t *testing.T, cfg web.Config) string {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("the server ended with %v", err)
 		}
 	})
-	return s.Address()
+	t.Cleanup(stop)
+	return s.Address(), stop
 }
 
 // ask sends one request on a connection of its own.
