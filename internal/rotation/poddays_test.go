@@ -245,10 +245,11 @@ func (p *healthyPod) settled(o rotation.Envoy) bool {
 }
 
 // check wants no problem but those that the catalogue demands: a certificate
-// whose end has come near because the wall clock was set, and, as Envoy may
-// wait for another 30 s after an absence of the server, a stream that is really
-// down and a renewal that is really late for longer than the grace. It takes
-// two looks at the stream to see that it is open again.
+// whose end has come near because the wall clock was set; after an absence of
+// the server, as Envoy may wait for another 30 s, a stream that is really down
+// for longer than the grace; and a renewal that is late by more than the grace,
+// where the absence began shortly before it was due, or later than usual. It
+// takes two looks at the stream to see that it is open again.
 func (p *healthyPod) check(now time.Time) {
 	v := p.ledger.Judge(now)
 	for _, problem := range v.Problems {
@@ -257,8 +258,12 @@ func (p *healthyPod) check(now time.Time) {
 			if !p.clockSet.IsZero() && now.Sub(p.clockSet) < p.cfg.TTL && p.near(v, now) {
 				continue
 			}
-		case rotation.SDSStreamDown, rotation.DeliveryOverdue:
+		case rotation.SDSStreamDown:
 			if now.Sub(p.downFrom) >= grace && (p.pod.SDSDown || p.owed > 0) {
+				continue
+			}
+		case rotation.DeliveryOverdue:
+			if p.pod.SDSDown || p.owed > 0 {
 				continue
 			}
 		}
