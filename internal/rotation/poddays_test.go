@@ -247,15 +247,18 @@ func (p *healthyPod) settled(o rotation.Envoy) bool {
 // check wants no problem but those that the catalogue demands: a certificate
 // whose end has come near because the wall clock was set; after an absence of
 // the server, as Envoy may wait for another 30 s, a stream that is really down
-// for longer than the grace; and a renewal that is late by more than the grace,
-// where the absence began shortly before it was due, or later than usual. It
-// takes two looks at the stream to see that it is open again.
+// for longer than the grace; and, where the absence began shortly before a
+// renewal was due, one that is late by more than the grace, and with short lives
+// even an end that is near. It takes two looks at the stream to see that it is
+// open again.
 func (p *healthyPod) check(now time.Time) {
 	v := p.ledger.Judge(now)
 	for _, problem := range v.Problems {
 		switch problem.Name {
 		case rotation.CertificateExpiring, rotation.CertificateExpired:
-			if !p.clockSet.IsZero() && now.Sub(p.clockSet) < p.cfg.TTL && p.near(v, now) {
+			set := !p.clockSet.IsZero() && now.Sub(p.clockSet) < p.cfg.TTL
+			away := problem.Name == rotation.CertificateExpiring && (p.pod.SDSDown || p.owed > 0)
+			if (set || away) && p.near(v, now) {
 				continue
 			}
 		case rotation.SDSStreamDown:
