@@ -43,13 +43,17 @@ func TestRealEnvoy(t *testing.T) {
 				})
 
 				const n = 20
-				before := counters(t, pod.Envoy().AdminAddress())
+				// The worker counts an aborted handshake when it gets to it.
+				var before map[string]int
+				waitFor(t, "Envoy to have counted the handshakes so far", func() bool {
+					before = counters(t, pod.Envoy().AdminAddress())
+					return before["downstream_cx_active"] == 0
+				})
 				for range n {
 					if h := p.Look(t.Context()); h.Leaf == nil {
 						t.Fatalf("%+v", h)
 					}
 				}
-				// The worker counts an aborted handshake when it gets to it.
 				moved := make(map[string]int)
 				waitFor(t, "Envoy to count", func() bool {
 					for name, value := range counters(t, pod.Envoy().AdminAddress()) {

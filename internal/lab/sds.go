@@ -83,7 +83,9 @@ func (s *server) request(st *stream, r *discovery.DiscoveryRequest, nonce, versi
 	e := Event{Service: st.service, Stream: st.number, Version: version}
 	switch {
 	case !st.asked || !slices.Equal(st.names, r.GetResourceNames()):
+		s.mu.Lock() // the other streams look at it
 		st.names, st.asked, st.answered = r.GetResourceNames(), true, false
+		s.mu.Unlock()
 		e.Kind = StreamOpened
 		e.Message = fmt.Sprintf("Envoy asks for the secrets %v.", st.names)
 	case r.GetResponseNonce() != nonce:

@@ -28,8 +28,8 @@ func lookOnce(pod *podsim.Pod, now time.Time, interval time.Duration) rotation.V
 // anything wrong.
 func TestOneLookAtAHealthyPod(t *testing.T) {
 	seed := rand.Uint64()
-	r := rand.New(rand.NewPCG(seed, 0))
 	everyPod(t, func(t *testing.T, cfg podsim.Config) {
+		r := rand.New(rand.NewPCG(seed, 0))
 		for _, ttl := range []time.Duration{10 * time.Minute, time.Hour, 24 * time.Hour} {
 			cfg.TTL, cfg.Renewal, cfg.Rand = ttl, 0, r
 			now := time.Now()
