@@ -190,13 +190,8 @@ func (j *judgement) overdue(leaf *seenLeaf, seen time.Time) (string, bool) {
 	age := j.age(leaf, seen) // first, as it may date the leaf further back
 	interval, source := j.interval(leaf)
 	due := interval + j.cfg.Grace - age
-	switch {
-	case source == IntervalLearned:
+	if source == IntervalLearned {
 		due += j.renewal.allowance(j.cfg.Grace)
-	case source == IntervalAssumed && j.cfg.OneLook:
-		// The leaf is dated by guess, and SPIRE renews within a tenth of its
-		// life around the half (see allowance).
-		due += interval / 5
 	}
 	if due > 0 {
 		if seen.Equal(j.now) {

@@ -30,7 +30,7 @@ func TestOneLookAtAHealthyPod(t *testing.T) {
 	seed := rand.Uint64()
 	everyPod(t, func(t *testing.T, cfg podsim.Config) {
 		r := rand.New(rand.NewPCG(seed, 0))
-		for _, ttl := range []time.Duration{10 * time.Minute, time.Hour, 24 * time.Hour} {
+		for _, ttl := range []time.Duration{5 * time.Minute, 10 * time.Minute, time.Hour, 24 * time.Hour} {
 			cfg.TTL, cfg.Renewal, cfg.Rand = ttl, 0, r
 			now := time.Now()
 			pod := podsim.New(cfg, now)
@@ -51,7 +51,7 @@ func TestOneLookAtAHealthyPod(t *testing.T) {
 
 // TestOneLookAtTheIncident: at real-life durations one look names the incident
 // before the certificate expires: as soon as the leaf is older than any issuer
-// lets it get, or, where the interval is given, than that. Up to Envoy 1.36 it
+// lets it get, which is half of its life, or, where the interval is given, than that. Up to Envoy 1.36 it
 // tells, from the second re-send on, that the server re-sends.
 func TestOneLookAtTheIncident(t *testing.T) {
 	for _, modern := range []bool{false, true} {
@@ -81,7 +81,7 @@ func TestOneLookAtTheIncident(t *testing.T) {
 					hollow = at
 				}
 			}
-			latest := 39 * time.Minute
+			latest := 33 * time.Minute
 			if interval > 0 {
 				latest = 22 * time.Minute
 			}
@@ -139,5 +139,28 @@ func TestNoWorkloadAPI(t *testing.T) {
 	v = judge(rotation.WorkloadAPI{State: rotation.WorkloadAPIUnreachable, Reason: rotation.ReasonRefused, SocketAnswers: &no})
 	if p, _ := v.Find(rotation.WorkloadUnreachable); p.Reason != rotation.ReasonRefused || v.IdentityMode != rotation.ModeIstiodCA {
 		t.Errorf("%+v %s", v.Problems, v.IdentityMode)
+	}
+}
+
+// TestOneLookAtASharedLeaf: with SPIRE the leaf that is issued is the one that
+// is delivered. Its age does not make the issuer one that back-dates by as much.
+func TestOneLookAtASharedLeaf(t *testing.T) {
+	now := time.Now()
+	for age, overdue := range map[time.Duration]bool{25 * time.Minute: false, 40 * time.Minute: true} {
+		leaf := rotation.Certificate{
+			SPIFFEID: podsim.ID, Serial: "1", SHA256: rotation.Fingerprint{1},
+			NotBefore: now.Add(-age - 10*time.Second), NotAfter: now.Add(time.Hour - age),
+		}
+		l := rotation.NewLedger(rotation.Config{Grace: grace, OneLook: true})
+		l.RecordWorkloadAPI(rotation.WorkloadAPI{At: now, State: rotation.WorkloadAPIServing})
+		l.RecordIssuance(rotation.Issuance{At: now, Stream: 1, Leaf: leaf, SPIFFEIDs: []string{podsim.ID}})
+		l.RecordEnvoy(rotation.Envoy{
+			At: now, Started: now.Add(-2 * time.Hour), Version: "1.40.0",
+			Secrets: &rotation.Secrets{At: now, Identity: []rotation.DeliveredIdentity{{Leaf: leaf}}},
+		})
+		v := l.Judge(now)
+		if v.Has(rotation.DeliveryOverdue) != overdue || v.Has(rotation.IssuanceOverdue) != overdue {
+			t.Errorf("at an age of %s: %+v", age, v.Problems)
+		}
 	}
 }
