@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -207,15 +206,6 @@ func (p pod) try(f lab.Fault, s *jsonschema.Schema) {
 	})
 	if !ok || r.ExitCode != check.ExitProblem || r.ToldBy != check.ByLook {
 		p.t.Errorf("want %v: %s", want, describe(p.t, r))
-	}
-	for _, problem := range r.Verdict.Problems {
-		allowed := append(append([]rotation.ProblemName{f.Shows}, want...), f.Follows...)
-		if f.Name == "server-hung" || f.Name == "envoy-down" || f.Name == "envoy-hung" {
-			continue // everything ages
-		}
-		if !slices.Contains(allowed, problem.Name) {
-			p.t.Logf("named too: %s", problem.Name)
-		}
 	}
 	validate(p.t, s, r)
 	for _, width := range []int{30, 80, 100} {

@@ -77,11 +77,11 @@ func browser(t *testing.T, script string, args ...string) *exec.Cmd {
 	}
 	chromium, err := exec.LookPath("chromium")
 	if err != nil {
-		lacks("chromium", err)
+		lacks("Chromium (Debian's package chromium)", err)
 	}
 	node, err := exec.LookPath("node")
 	if err != nil {
-		lacks("node", err)
+		lacks("Node 20", err)
 	}
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
