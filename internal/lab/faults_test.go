@@ -156,15 +156,20 @@ func (r *run) healthy(bound time.Duration) {
 	}
 }
 
-// quiet waits until what was delivered last was seen, is not about to be
-// renewed, and is old enough for a version that is ahead of last_updated, which
+// quiet waits until what was issued and delivered last was seen, is not about to
+// be renewed, and is old enough for a version that is ahead of last_updated, which
 // counts from a second on. An update that is refused right after one that was
 // accepted is not told apart from it.
 func (r *run) quiet() {
 	r.t.Helper()
 	v, _, ok := r.await(3*renewal, func(v rotation.Verdict) bool {
-		age := v.Stage(rotation.Delivered).AgeSeconds
-		return age != nil && *age > 1.5 && *age < renewal.Seconds()-1
+		for _, stage := range []rotation.Stage{rotation.Issued, rotation.Delivered} {
+			age := v.Stage(stage).AgeSeconds
+			if age == nil || *age < 1.5 || *age > renewal.Seconds()-1 {
+				return false
+			}
+		}
+		return true
 	})
 	if !ok {
 		r.t.Fatalf("no quiet moment: %s", describe(v))

@@ -36,6 +36,10 @@ type envoyRecord struct {
 	refused map[certificateKey]refusal
 	// counted is a rejection that the statistics count and no leaf shows.
 	counted *countedRefusal
+	// doubted is the leaf that the dump showed first right after the statistics
+	// had counted a rejection: where one update was accepted and the next
+	// refused between two looks, it is the refused one. The contexts tell.
+	doubted Certificate
 	// surplus is how many accepted updates the statistics count beyond the
 	// changes that the dump showed; one that lasts is a hollow update.
 	surplus int64
@@ -269,6 +273,9 @@ func (l *Ledger) compareUpdate(now DeliveredIdentity, before *Secrets, at time.T
 	if same == nil {
 		if _, refused := e.refused[now.Leaf.key()]; !refused {
 			e.changes++
+			if e.counted != nil && e.counted.since.Equal(e.stats.At) {
+				e.doubted = now.Leaf
+			}
 			e.counted = nil
 		}
 		return

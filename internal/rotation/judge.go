@@ -271,11 +271,14 @@ func (j *judgement) rejection() {
 	}
 	switch {
 	case first != nil:
-		j.raise(UpdateRejected, Delivered, first.reason,
-			fmt.Sprintf("refused: serial %s, good until %s", first.leaf.Serial, first.leaf.NotAfter.UTC().Format(time.RFC3339)))
+		j.raise(UpdateRejected, Delivered, first.reason, refused(first.leaf))
 	case j.envoy.counted != nil:
 		j.raise(UpdateRejected, Delivered, ReasonCounted, "")
 	}
+}
+
+func refused(leaf Certificate) string {
+	return fmt.Sprintf("refused: serial %s, good until %s", leaf.Serial, leaf.NotAfter.UTC().Format(time.RFC3339))
 }
 
 func (j *judgement) missingSecrets() {
@@ -432,6 +435,10 @@ func (j *judgement) contexts() {
 	switch {
 	case held == 0:
 		if j.holds(ContextStale, j.envoy.contexts.At) {
+			if delivered.holds(j.envoy.doubted) {
+				j.raise(UpdateRejected, Delivered, ReasonCounted, refused(j.envoy.doubted))
+				return
+			}
 			j.raise(ContextStale, Loaded, ReasonNone, fmt.Sprintf("%d contexts, none with a delivered certificate", other))
 		}
 	case other > 0:

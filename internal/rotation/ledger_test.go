@@ -257,6 +257,35 @@ func TestTwoProviders(t *testing.T) {
 	})
 }
 
+// TestRefusedRightAfterAccepted: the dump shows the refused leaf with the
+// last_updated of the accepted one, both new since the last look. Only the
+// statistics, or a version well ahead, tell it from contexts that are stale.
+func TestRefusedRightAfterAccepted(t *testing.T) {
+	everyPod(t, func(t *testing.T, cfg podsim.Config) {
+		want, counted := rotation.ContextStale, uint64(0)
+		if cfg.Stats {
+			want, counted = rotation.UpdateRejected, 1
+		}
+		l := begin(t, cfg)
+		l.run(2 * time.Hour)
+		l.pod.Push(l.now)
+		l.pod.BadKey = true
+		l.pod.Push(l.now)
+		v := l.run(grace + 2*poll)
+		if !slices.Equal(names(v), []rotation.ProblemName{want}) || len(l.raised) != 1 {
+			t.Fatalf("%v, raised %v, want %s", names(v), l.raised, want)
+		}
+		if v.RejectedUpdates != counted {
+			t.Errorf("%d rejected updates, want %d", v.RejectedUpdates, counted)
+		}
+		l.pod.BadKey = false
+		l.pod.Push(l.now)
+		if v = l.run(2 * poll); v.State != rotation.Healthy {
+			t.Errorf("after a good one: %s %v", v.State, names(v))
+		}
+	})
+}
+
 // TestRejectedThenResent: an identical re-send of a rejected secret is
 // accepted by Envoy as no change; it heals nothing.
 func TestRejectedThenResent(t *testing.T) {

@@ -247,13 +247,14 @@ func TestAStreamAtRestIsNotSilent(t *testing.T) {
 	s := serve(t, listenUnix(t, path), sendAndStay(message(t, 1)))
 	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: 50 * time.Millisecond})
 	c.until(rotation.WorkloadAPIServing, "")
+	before := s.opened() // on a busy machine the first answer may come too late
 	select {
 	case got := <-c.states:
 		t.Errorf("state %+v, want none", show(got))
 	case <-time.After(10 * 50 * time.Millisecond):
 	}
-	if s.opened() != 1 {
-		t.Errorf("%d streams, want 1", s.opened())
+	if s.opened() != before {
+		t.Errorf("%d streams, want %d", s.opened(), before)
 	}
 }
 
