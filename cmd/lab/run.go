@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -49,15 +50,23 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		}
 		defer control.Close()
 	}
-	if err := play(ctx, o, control, stdout); err != nil {
+	var board keyboard
+	if isTerminal(os.Stdin) && o.keys(stdout) {
+		if board, err = openKeyboard(os.Stdin); err != nil {
+			board = keyboard{} // then there are no keys
+		}
+	}
+	defer board.close()
+	if err := play(ctx, o, control, board, stdout); err != nil {
 		fmt.Fprintf(stderr, "lab: %s\n", oneLine(err))
 		return exitFailure
 	}
 	return exitOK
 }
 
-// play runs the pod until ctx ends or the time is over.
-func play(ctx context.Context, o *options, control net.Listener, stdout io.Writer) (err error) {
+// play runs the pod until ctx ends, the time is over, or a key says so.
+func play(ctx context.Context, o *options, control net.Listener, board keyboard, stdout io.Writer) (err error) {
+	keys := board.keys
 	screen := newScreen(stdout, o)
 	screen.starting(o)
 	pod, err := lab.Start(ctx, o.pod)
@@ -118,7 +127,12 @@ func play(ctx context.Context, o *options, control net.Listener, stdout io.Write
 	}()
 
 	s := newStory(pod, address)
-	screen.begin(scene{o: o, pod: pod, cfg: cfg, status: address, control: control, began: began})
+	screen.begin(scene{o: o, pod: pod, cfg: cfg, status: address, control: control, began: began, keys: keys != nil})
+	desk := screen.desk()
+	var acted <-chan string
+	if desk != nil {
+		acted = desk.acted
+	}
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	for over := false; !over; {
@@ -126,6 +140,14 @@ func play(ctx context.Context, o *options, control net.Listener, stdout io.Write
 		case <-run.Done():
 			over = true
 		case <-ticker.C:
+		case key, ok := <-keys:
+			if !ok {
+				keys = nil
+				break
+			}
+			over = desk != nil && desk.press(neighbours, key)
+		case said := <-acted:
+			desk.said = said
 		case err := <-dogEnded:
 			// Not before we dismissed it: hand it on and end.
 			dogEnded <- err
@@ -137,6 +159,7 @@ func play(ctx context.Context, o *options, control net.Listener, stdout io.Write
 	ran := time.Since(began)
 	final := s.snapshot()
 	screen.end()
+	board.close()
 	if o.json {
 		encoder := json.NewEncoder(stdout)
 		encoder.SetIndent("", "  ")
@@ -175,6 +198,7 @@ func watchdogConfig(pod *lab.Pod) watchdog.Config {
 	cfg.CredentialsDir = pod.CredentialsDir()
 	cfg.WorkloadAPIAddress = pod.SocketAddress()
 	cfg.EnvoyAdminAddress = pod.Envoy().AdminAddress()
+	cfg.HandshakeAddress = pod.Envoy().ListenerAddress()
 	cfg.PollInterval = time.Second
 	// A grace of 90 s of an hour is 1.5 s of a minute, in which a busy machine
 	// cannot even be asked twice.
@@ -198,6 +222,7 @@ func byHand(cfg watchdog.Config) string {
 		"--credentials.dir=" + cfg.CredentialsDir,
 		"--workload-api.address=" + cfg.WorkloadAPIAddress,
 		"--envoy.admin-address=" + cfg.EnvoyAdminAddress,
+		"--handshake.address=" + cfg.HandshakeAddress,
 		"--envoy.poll-interval=" + cfg.PollInterval.String(),
 		fmt.Sprintf("--envoy.budget=%g", cfg.BudgetPercent),
 		"--rotation.grace=" + cfg.Grace.String(),

@@ -22,6 +22,7 @@ type scene struct {
 	status  string // the watchdog's host:port, "" without one
 	control net.Listener
 	began   time.Time
+	keys    bool // somebody can press keys
 }
 
 // screen shows a run to people, or, for --json, to nobody.
@@ -32,6 +33,8 @@ type screen interface {
 	begin(scene)
 	show(now snapshot, fresh []entry)
 	end()
+	// desk is where keys go, nil where there are none.
+	desk() *desk
 }
 
 // newScreen is a live view in a terminal and plain lines elsewhere.
@@ -39,12 +42,21 @@ func newScreen(stdout io.Writer, o *options) screen {
 	if o.json {
 		return blank{}
 	}
-	if file, ok := stdout.(*os.File); ok && o.watchdog && os.Getenv("TERM") != "dumb" {
-		if _, _, ok := terminal.Size(file); ok {
-			return &live{out: file, color: !o.noColor}
-		}
+	if o.keys(stdout) {
+		return &live{out: stdout.(*os.File), color: !o.noColor} //nolint:forcetypeassert // keys has looked
 	}
 	return &lines{out: stdout}
+}
+
+// keys tells whether the run is shown in a terminal, where keys make sense.
+func (o *options) keys(stdout io.Writer) bool {
+	file, ok := stdout.(*os.File)
+	return ok && !o.json && o.watchdog && os.Getenv("TERM") != "dumb" && isTerminal(file)
+}
+
+func isTerminal(f *os.File) bool {
+	_, _, ok := terminal.Size(f)
+	return ok
 }
 
 // blank shows nothing.
@@ -54,6 +66,7 @@ func (blank) starting(*options)      {}
 func (blank) begin(scene)            {}
 func (blank) show(snapshot, []entry) {}
 func (blank) end()                   {}
+func (blank) desk() *desk            { return nil }
 
 // lines prints a line for each thing that happens. It cannot help a broken
 // standard output, so that it does not look.
@@ -69,7 +82,7 @@ func (l *lines) starting(o *options) {
 
 func (l *lines) begin(s scene) {
 	l.began = s.began
-	fmt.Fprintf(l.out, "The pod runs: %s, a renewal every %s.\n", envoyName(s.o, s.pod), s.pod.Renewal())
+	fmt.Fprintf(l.out, "%s\n\nThe pod runs: %s, a renewal every %s.\n", wrapped(intro), envoyName(s.o, s.pod), s.pod.Renewal())
 	fmt.Fprintf(l.out, "  Envoy's admin interface  %s\n  Envoy's TLS listener     %s\n  Workload API and SDS     %s\n",
 		s.pod.Envoy().AdminAddress(), s.pod.Envoy().ListenerAddress(), s.pod.SocketAddress())
 	if s.status != "" {
@@ -77,10 +90,19 @@ func (l *lines) begin(s scene) {
 	}
 	if s.control != nil {
 		fmt.Fprintf(l.out, "  The faults               http://%s/faults\n", s.control.Addr())
+	} else {
+		fmt.Fprintln(l.out, "In a terminal keys inject faults; elsewhere --fault NAME@30s and --control 127.0.0.1:9817 do.")
 	}
 	if s.status == "" {
 		fmt.Fprintf(l.out, "Start a watchdog beside it with:\n\n  %s\n\n", byHand(s.cfg))
 	}
+}
+
+// wrapped is a text in lines that are easy to read.
+func wrapped(text string) string {
+	p := terminal.Page{Width: 100}
+	p.Paragraph(terminal.Plain, "", text)
+	return strings.TrimSuffix(p.String(), "\n")
 }
 
 func (l *lines) show(now snapshot, fresh []entry) {
@@ -114,6 +136,8 @@ func (l *lines) line(at time.Time, from, message string) {
 
 func (l *lines) end() {}
 
+func (l *lines) desk() *desk { return nil }
+
 // title is a problem in one line.
 func title(p rotation.Problem) string {
 	text := string(p.Name)
@@ -128,6 +152,7 @@ type live struct {
 	out   *os.File
 	color bool
 	scene scene
+	keys  *desk
 }
 
 // Sequences of ECMA-48 and of xterm.
@@ -140,17 +165,20 @@ const (
 )
 
 func (l *live) starting(o *options) {
-	fmt.Fprintf(l.out, "Starting a pod: identity provider %s, certificates of %s …\n", o.pod.Issuer, o.pod.TTL)
+	fmt.Fprintf(l.out, "Starting a pod: identity provider %s, certificates of %s …\r\n", o.pod.Issuer, o.pod.TTL)
 }
 
 func (l *live) begin(s scene) {
 	l.scene = s
+	if s.keys {
+		l.keys = newDesk(s.pod, s.o)
+	}
 	_, _ = io.WriteString(l.out, enterScreen)
 }
 
 func (l *live) show(now snapshot, _ []entry) {
 	width, height, _ := terminal.Size(l.out)
-	frame := view{scene: l.scene, now: now, at: time.Now(), Page: terminal.Page{Width: width, Color: l.color, Cut: true}}.render()
+	frame := view{scene: l.scene, now: now, at: time.Now(), desk: l.keys, Page: terminal.Page{Width: width, Color: l.color, Cut: true}}.render()
 	if len(frame) > height {
 		frame = frame[:height]
 	}
@@ -159,5 +187,7 @@ func (l *live) show(now snapshot, _ []entry) {
 	text := beginFrame + strings.Join(frame, eraseRest+"\r\n") + eraseRest + endFrame
 	_, _ = io.WriteString(l.out, text)
 }
+
+func (l *live) desk() *desk { return l.keys }
 
 func (l *live) end() { _, _ = io.WriteString(l.out, leaveScreen) }

@@ -14,12 +14,15 @@ type view struct {
 	scene scene
 	now   snapshot
 	at    time.Time
+	// desk is what keys have asked for; nil where there are none.
+	desk *desk
 
 	terminal.Page
 }
 
 func (v view) render() []string {
 	v.header()
+	v.panel()
 	if v.now.verdict == nil {
 		v.End()
 		v.Add(terminal.Dim, "Waiting for the watchdog's first verdict.")
@@ -46,11 +49,70 @@ func (v *view) header() {
 		v.Add(terminal.Dim, " of "+clock(v.scene.o.duration))
 	}
 	v.End()
-	v.Add(terminal.Dim, "watchdog http://"+v.scene.status+"/  envoy "+v.scene.pod.Envoy().AdminAddress())
+	v.Paragraph(terminal.Plain, "", intro)
+	v.End()
+	v.Add(terminal.Dim, "page to open ")
+	v.Add(terminal.Bold, "http://"+v.scene.status+"/")
+	v.Add(terminal.Dim, "  Envoy's admin interface "+v.scene.pod.Envoy().AdminAddress())
 	if v.scene.control != nil {
 		v.Add(terminal.Dim, fmt.Sprintf("  faults http://%s/faults", v.scene.control.Addr()))
 	}
 	v.End()
+	v.End()
+}
+
+// intro says what this is to somebody who sees it for the first time.
+const intro = "A pod in a box. An identity provider hands out certificates that live for a short time, and sends each new one " +
+	"to Envoy, which must use it before the old one expires. The watchdog follows each certificate through four stages and says where one stops."
+
+// help is the longer explanation, one paragraph each.
+var help = [][2]string{
+	{"issued     ", "The identity provider (Teleport's tbot or a SPIRE agent) has issued a certificate that says who this workload is: an X.509-SVID. The watchdog gets one of its own from the same socket, by the SPIFFE Workload API."},
+	{"delivered  ", "Envoy, the proxy of the pod, keeps a stream open to that socket (SDS, the secret discovery service), on which each new certificate should come long before the old one expires."},
+	{"loaded     ", "Envoy has taken it into the TLS contexts with which it really encrypts. That it was delivered does not prove it."},
+	{"served     ", "It is what another workload is shown in a TLS handshake."},
+	{"a rotation ", "is verified when one new certificate went all the way. A fresh time stamp in Envoy proves nothing: press f, then the key of tbot-resend, and see the incident that this was made for."},
+}
+
+// panel shows what keys are for, and what they have asked for.
+func (v *view) panel() {
+	if v.desk == nil {
+		return
+	}
+	key := func(k, what string) {
+		v.Add(terminal.Bold, "["+k+"]")
+		v.Add(terminal.Plain, " "+what+"  ")
+	}
+	key("f", "break something")
+	key("h", "heal everything")
+	key("?", "what is this")
+	key("q", "quit")
+	v.End()
+	switch v.desk.panel {
+	case helpPanel:
+		v.End()
+		for _, p := range help {
+			v.Paragraph(terminal.Plain, p[0], p[1])
+		}
+	case faultPanel:
+		v.End()
+		v.Add(terminal.Plain, "Press a key to inject a fault, and again to heal it.")
+		v.End()
+		for _, f := range v.desk.faults() {
+			look, mark := terminal.Plain, " "
+			if f.active {
+				look, mark = terminal.Red, "●"
+			}
+			v.Add(terminal.Bold, " "+string(rune(keyOf(f.Name)))+" ")
+			v.Add(look, mark+" "+fmt.Sprintf("%-20s", f.Name))
+			v.Add(terminal.Dim, f.Summary)
+			v.End()
+		}
+	}
+	if v.desk.said != "" {
+		v.Add(terminal.Yellow, v.desk.said)
+		v.End()
+	}
 	v.End()
 }
 
