@@ -90,6 +90,10 @@ record: neighbours ## Record what real Envoys answer, for the tests of the parse
 screenshots: neighbours ## Take the pictures of the status page in docs/ anew
 	SCREENSHOTS=$(CURDIR)/docs/images CI=true go test -count=1 -run '^TestInABrowser$$' ./internal/web
 
+.PHONY: recording
+recording: ## Record the lab and the check for the README anew
+	tools/recording
+
 .PHONY: clean
 clean: ## Remove what was built; .neighbours stays
 	rm -rf bin dist

@@ -32,10 +32,15 @@ func registry(v func() rotation.Verdict) *prometheus.Registry {
 }
 
 // healthy is the verdict on a pod that has rotated for hours.
-func healthy() rotation.Verdict {
+func healthy() rotation.Verdict { return rotated(false) }
+
+// everything is the same with handshakes.
+func everything() rotation.Verdict { return rotated(true) }
+
+func rotated(handshake bool) rotation.Verdict {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	pod := podsim.New(podsim.Config{Issuer: podsim.Tbot, TTL: time.Hour}, now)
-	ledger := rotation.NewLedger(rotation.Config{Grace: 90 * time.Second, Verify: podsim.Verify})
+	ledger := rotation.NewLedger(rotation.Config{Grace: 90 * time.Second, Verify: podsim.Verify, Handshake: handshake})
 	var v rotation.Verdict
 	for range 3 * 60 * 4 {
 		pod.Advance(now)
@@ -46,6 +51,9 @@ func healthy() rotation.Verdict {
 		ledger.RecordFiles(pod.CredentialFiles(now))
 		e := pod.Envoy(now)
 		ledger.RecordEnvoy(e)
+		if handshake {
+			ledger.RecordHandshake(pod.Handshake(now))
+		}
 		v = ledger.Judge(now)
 		now = now.Add(15 * time.Second)
 	}
