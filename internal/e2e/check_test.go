@@ -25,7 +25,7 @@ print(json.dumps({"Code": code, "Seconds": took, "KiB": resource.getrusage(resou
 // TestCheckIsLight: the binary as it is shipped looks at a healthy pod with a
 // real Envoy in less than a second and less than 20 MB.
 func TestCheckIsLight(t *testing.T) {
-	envoy := need(t, ".neighbours", "envoy", "1.40.0", "envoy")
+	envoy := need(t, "envoy", "1.40.0", "envoy")
 	pod, err := lab.Start(t.Context(), lab.Config{Issuer: lab.Tbot, TTL: time.Hour, EnvoyPath: envoy})
 	if err != nil {
 		t.Fatal(err)
