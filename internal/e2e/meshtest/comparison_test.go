@@ -125,7 +125,7 @@ func TestDefaultTemplates(t *testing.T) {
 // within bounds a wait for istiod to have read its configuration.
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -95,6 +95,7 @@ var variants = []struct {
 	// Over a full copy of Istio's template, which may lack workload-certs.
 	{"full-copy-native", map[string]string{templates: "older,teleport-sidecar"}, expectation{native: true}},
 	{"full-copy-classic", map[string]string{templates: "older,teleport-sidecar", nativeSidecar: "false"}, expectation{}},
+	{"explicit-volume", map[string]string{templates: "explicit,teleport-sidecar"}, expectation{native: true}},
 	{"full-copy-strict", map[string]string{templates: "older,teleport-sidecar,teleport-strict"}, expectation{native: true, strict: true}},
 }
 

@@ -98,11 +98,6 @@ func TestKustomize(t *testing.T) {
 			if strings.TrimSpace(text) == "" {
 				t.Fatal("it makes nothing")
 			}
-			if file := os.Getenv("MERGED_PODS"); file != "" {
-				if err := os.WriteFile(filepath.Join(file, "kustomize-"+strings.ReplaceAll(name, "/", "-")+".yaml"), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
 			args := []string{"apply", "--server-side", "--validate=strict", "-f", "-"}
 			if !regexp.MustCompile(`(?m)^  namespace: `).MatchString(text) {
 				args = append(args, "--namespace", "monitoring")
