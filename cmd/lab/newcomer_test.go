@@ -7,13 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
 )
@@ -44,24 +42,21 @@ func playLab(t *testing.T, args ...string) document {
 // more rotations are verified and nothing is wrong: on the stand-in, and on
 // each real Envoy, with both issuers.
 func TestNinetySeconds(t *testing.T) {
-	runs := map[string][]string{
-		"default":      nil,
-		"standin 1.36": {"--stand-in=1.36"},
-		"spire":        {"--issuer=spire"},
-	}
-	for _, version := range []string{"1.36.4", "1.40.0"} {
-		runs["envoy "+version] = []string{"--envoy=" + filepath.Join("..", "..", ".neighbours", "envoy", version, "envoy")}
-	}
-	for name, args := range runs {
-		t.Run(name, func(t *testing.T) {
+	for _, run := range []struct {
+		name, version string
+		args          []string
+	}{
+		{name: "default"},
+		{name: "standin 1.36", args: []string{"--stand-in=1.36"}},
+		{name: "spire", args: []string{"--issuer=spire"}},
+		{name: "envoy 1.36.4", version: "1.36.4"},
+		{name: "envoy 1.40.0", version: "1.40.0"},
+	} {
+		t.Run(run.name, func(t *testing.T) {
 			t.Parallel()
-			if path, isReal := strings.CutPrefix(strings.Join(args, ""), "--envoy="); isReal {
-				if _, err := os.Stat(path); err != nil {
-					if os.Getenv("CI") != "" {
-						t.Fatalf("%v: run `make neighbours`", err)
-					}
-					t.Skipf("no real %s here: run `make neighbours`", name)
-				}
+			args := run.args
+			if run.version != "" {
+				args = append(args, "--envoy="+neighbour.Envoy(t, run.version))
 			}
 			d := playLab(t, append(args, "--for=90s")...)
 			if len(d.ProblemsRaised) > 0 || d.VerifiedRotations < 3 || d.Verdict.State != rotation.Healthy || len(d.Timeline) == 0 {

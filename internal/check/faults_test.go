@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"svid-watchdog/internal/check"
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
 	"svid-watchdog/internal/watchdog"
@@ -126,31 +126,23 @@ func (p pod) seenAs(f lab.Fault) []rotation.ProblemName {
 func TestOneLook(t *testing.T) {
 	s := schema(t, "check.schema.json")
 	type envoy struct {
-		name, standIn, path string
-		modern              bool
+		name, standIn, version string
+		modern                 bool
 	}
 	envoys := []envoy{{name: "standin1.36", standIn: "1.36"}, {name: "standin1.37", standIn: "1.37", modern: true}}
 	for _, version := range []string{"1.36.4", "1.40.0"} {
-		path, err := filepath.Abs(filepath.Join("..", "..", ".neighbours", "envoy", version, "envoy"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		envoys = append(envoys, envoy{name: "envoy" + version, path: path, modern: version != "1.36.4"})
+		envoys = append(envoys, envoy{name: "envoy" + version, version: version, modern: version != "1.36.4"})
 	}
 	for _, e := range envoys {
 		for _, issuer := range lab.Issuers() {
 			t.Run(fmt.Sprintf("%s/%s", e.name, issuer), func(t *testing.T) {
 				t.Parallel()
-				if e.path != "" {
-					if _, err := os.Stat(e.path); err != nil {
-						if os.Getenv("CI") != "" {
-							t.Fatalf("%v: run `make neighbours`", err)
-						}
-						t.Skipf("no real Envoy here: run `make neighbours`")
-					}
+				path := ""
+				if e.version != "" {
+					path = neighbour.Envoy(t, e.version)
 				}
 				started, err := lab.Start(t.Context(), lab.Config{
-					Issuer: issuer, TTL: ttl, Renewal: renewal, EnvoyPath: e.path, StandIn: e.standIn,
+					Issuer: issuer, TTL: ttl, Renewal: renewal, EnvoyPath: path, StandIn: e.standIn,
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -162,7 +154,7 @@ func TestOneLook(t *testing.T) {
 				})
 				p := pod{started, t, e.modern, issuer}
 				for _, f := range lab.Faults() {
-					if f.StandInOnly && e.path != "" || f.TbotOnly && issuer != lab.Tbot || unseen[f.Name] != "" {
+					if f.StandInOnly && e.version != "" || f.TbotOnly && issuer != lab.Tbot || unseen[f.Name] != "" {
 						continue
 					}
 					t.Run(f.Name, func(t *testing.T) {

@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
 )
@@ -24,7 +23,7 @@ func TestRealEnvoy(t *testing.T) {
 	for _, version := range []string{"1.36.4", "1.37.0", "1.38.3", "1.39.3", "1.40.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			pod, err := lab.Start(t.Context(), lab.Config{Issuer: lab.Tbot, TTL: time.Minute, Renewal: 3 * time.Second, EnvoyPath: realEnvoy(t, version), AllStats: true})
+			pod, err := lab.Start(t.Context(), lab.Config{Issuer: lab.Tbot, TTL: time.Minute, Renewal: 3 * time.Second, EnvoyPath: neighbour.Envoy(t, version), AllStats: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,7 +92,7 @@ func TestPermissive(t *testing.T) {
 	for _, version := range []string{"1.36.4", "1.40.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			pod, err := lab.Start(t.Context(), lab.Config{Issuer: lab.Tbot, EnvoyPath: realEnvoy(t, version), Permissive: true})
+			pod, err := lab.Start(t.Context(), lab.Config{Issuer: lab.Tbot, EnvoyPath: neighbour.Envoy(t, version), Permissive: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,23 +111,6 @@ func TestPermissive(t *testing.T) {
 			}
 		})
 	}
-}
-
-// realEnvoy is the path of a fetched Envoy. A test that needs it is skipped
-// where it was not fetched, but never in CI.
-func realEnvoy(t *testing.T, version string) string {
-	t.Helper()
-	path, err := filepath.Abs(filepath.Join("..", "..", ".neighbours", "envoy", version, "envoy"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v: run `make neighbours`", err)
-		}
-		t.Skipf("no real Envoy %s here: run `make neighbours`", version)
-	}
-	return path
 }
 
 func waitFor(t *testing.T, what string, satisfied func() bool) {

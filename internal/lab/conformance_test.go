@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/envoy"
 	"svid-watchdog/internal/lab/standin"
 	"svid-watchdog/internal/rotation"
@@ -404,7 +405,7 @@ func TestConformance(t *testing.T) {
 		for _, stats := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/stats=%t", version, stats), func(t *testing.T) {
 				t.Parallel()
-				path := realEnvoy(t, version)
+				path := neighbour.Envoy(t, version)
 				realRows := play(t, func(socket, dir string) (Envoy, error) {
 					return NewRealEnvoy(RealEnvoyConfig{Path: path, SDSSocket: socket, Dir: dir, SDSStats: stats})
 				})

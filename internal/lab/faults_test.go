@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
 	"svid-watchdog/internal/watchdog"
@@ -37,8 +37,8 @@ const (
 // envoys are the Envoys to test on: both generations of the stand-in, and the
 // real ones that `make neighbours` fetched.
 type envoy struct {
-	name, standIn, path string
-	modern              bool
+	name, standIn, version, path string
+	modern                       bool
 	// between is true for the releases between the oldest and the newest.
 	between bool
 }
@@ -50,12 +50,9 @@ func envoys(t *testing.T) []envoy {
 		if underRace && version != "1.40.0" {
 			continue
 		}
-		path, err := filepath.Abs(filepath.Join("..", "..", ".neighbours", "envoy", version, "envoy"))
-		if err != nil {
-			t.Fatal(err)
-		}
 		all = append(all, envoy{
-			name: "envoy" + version, path: path, modern: version != "1.36.4",
+			name: "envoy" + version, version: version,
+			path: filepath.Join(neighbour.Root(t), ".neighbours", "envoy", version, "envoy"), modern: version != "1.36.4",
 			between: version != "1.36.4" && version != "1.40.0",
 		})
 	}
@@ -65,14 +62,8 @@ func envoys(t *testing.T) []envoy {
 // need skips a test whose Envoy is not there, but never in CI.
 func (e envoy) need(t *testing.T) {
 	t.Helper()
-	if e.path == "" {
-		return
-	}
-	if _, err := os.Stat(e.path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v: run `make neighbours`", err)
-		}
-		t.Skipf("no real Envoy %s here: run `make neighbours`", e.name)
+	if e.version != "" {
+		neighbour.Envoy(t, e.version)
 	}
 }
 

@@ -15,31 +15,16 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// realEnvoy is the path of a fetched Envoy. A test that needs it is skipped
-// where it was not fetched, but never in CI.
-func realEnvoy(t *testing.T, version string) string {
-	t.Helper()
-	path, err := filepath.Abs(filepath.Join("..", "..", ".neighbours", "envoy", version, "envoy"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v: run `make neighbours`", err)
-		}
-		t.Skipf("no real Envoy %s here: run `make neighbours`", version)
-	}
-	return path
-}
+	"svid-watchdog/internal/e2e/neighbour"
+)
 
 // eachRealEnvoy runs a test on all releases.
 func eachRealEnvoy(t *testing.T, test func(t *testing.T, p *box, modern bool)) {
 	for _, version := range []string{"1.36.4", "1.37.0", "1.38.3", "1.39.3", "1.40.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			path := realEnvoy(t, version)
+			path := neighbour.Envoy(t, version)
 			// Nothing is renewed by itself: each test says when.
 			pod, err := Start(t.Context(), Config{Issuer: Tbot, TTL: never, Renewal: never - 1, EnvoyPath: path})
 			if err != nil {

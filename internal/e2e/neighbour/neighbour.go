@@ -17,6 +17,12 @@ import (
 	"svid-watchdog/internal/child"
 )
 
+// Envoy is the path of a release of the real Envoy.
+func Envoy(t testing.TB, version string) string {
+	t.Helper()
+	return Need(t, "envoy", version, "envoy")
+}
+
 // Need is the path of what `make neighbours` gets.
 func Need(t testing.TB, elements ...string) string {
 	t.Helper()
