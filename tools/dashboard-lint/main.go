@@ -5,6 +5,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -31,8 +32,12 @@ func main() {
 }
 
 func judge(raw []byte) error {
+	if err := found(new(dashboard.Dashboard).UnmarshalJSONStrict(raw)); err != nil {
+		return err
+	}
+	// The strict way leaves out every panel from what it has read.
 	var d dashboard.Dashboard
-	if err := found(d.UnmarshalJSONStrict(raw)); err != nil {
+	if err := json.Unmarshal(raw, &d); err != nil {
 		return err
 	}
 	errs := []error{found(d.Validate())}
@@ -41,6 +46,7 @@ func judge(raw []byte) error {
 		if p.Panel == nil {
 			continue
 		}
+		errs = append(errs, found(p.Panel.Validate()))
 		if _, generic := p.Panel.Options.(map[string]any); generic {
 			errs = append(errs, fmt.Errorf("panel %q: Grafana has no panel of the type %q", *p.Panel.Title, p.Panel.Type))
 		}
