@@ -86,6 +86,10 @@ soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
 
+.PHONY: dashboards
+dashboards: ## Write the dashboards in deploy/grafana/ anew
+	go run ./tools/dashboards
+
 .PHONY: screenshots
 screenshots: neighbours ## Take the pictures of the status page in docs/ anew
 	SCREENSHOTS=$(CURDIR)/docs/images CI=true go test -count=1 -run '^TestInABrowser$$' ./internal/web

@@ -53,9 +53,9 @@ func pod() dashboard {
 		}},
 
 		section{"Rotation", []chart{
-			series("New certificates, by stage", "Counted from the watchdog's start. The lines rise together where rotation works.", "short", 8,
-				query{`svid_watchdog_rotations_total` + all, "{{stage}}"}),
-			series("Rotations in one hour", "Verified: they went all the way in one life of Envoy. Hollow updates changed nothing, rejected ones Envoy refused.", "short", 8,
+			series("New certificates in one hour, by stage", "Where rotation works the lines lie on each other; the first that falls names the stage that stopped.", "short", 8,
+				query{`increase(svid_watchdog_rotations_total` + all + `[1h])`, "{{stage}}"}),
+			series("Rotations and other updates in one hour", "Verified: they went all the way in one life of Envoy. Hollow updates changed nothing, rejected ones Envoy refused.", "short", 8,
 				query{`increase(svid_watchdog_verified_rotations_total` + all + `[1h])`, "verified"},
 				query{`increase(svid_watchdog_hollow_updates_total` + all + `[1h])`, "hollow"},
 				query{`increase(svid_watchdog_rejected_updates_total` + all + `[1h])`, "rejected"}),
