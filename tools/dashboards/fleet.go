@@ -40,10 +40,7 @@ func fleet() dashboard {
 				stacked().painted("healthy", "green").painted("degraded", "orange").painted("broken", "red").painted("unknown", "gray"),
 			series("Share of the lifetime left, worst pod of each workload",
 				"Of the certificate that Envoy uses. A healthy workload draws a saw: with a renewal each 20 minutes of an hour its lowest pod stays above two thirds, less what issuers date back. Zero is expired.", "percentunit", 12,
-				query{`min by (namespace, workload) (
-  (svid_watchdog_certificate_not_after_timestamp_seconds` + used + ` - time())
-    / (svid_watchdog_certificate_not_after_timestamp_seconds` + used + ` - svid_watchdog_certificate_not_before_timestamp_seconds` + used + `)
-)`, "{{namespace}}/{{workload}}"}),
+				query{`workload:svid_watchdog_certificate_remaining:ratio` + all, "{{namespace}}/{{workload}}"}),
 			series("Rotations an hour, by stage",
 				"New certificates seen at each stage. Where rotation works the lines lie on each other; the first that falls names the culprit: issued is the identity provider, delivered the SDS stream, loaded Envoy, served the listener.", "short", 12,
 				query{`sum by (stage) (rate(svid_watchdog_rotations_total` + all + `[$__rate_interval])) * 3600`, "{{stage}}"}),
@@ -76,14 +73,19 @@ func fleet() dashboard {
 		}},
 
 		section{"May the CronJob go?", []chart{
-			table("The gate", "1 where the namespace can drop the CronJob: docs/drop-the-cronjob.md.", "Can go", "short", 8,
+			table("The gate", "1 where the namespace can drop the CronJob: docs/drop-the-cronjob.md.", "Can go", "short", 6,
 				query{`namespace:svid_watchdog_cronjob_droppable:bool{namespace=~"$namespace"}`, ""}, "namespace").
 				called("0", "not yet", "orange").called("1", "can go", "green"),
-			lanes("The gate over time", "Green while the namespace can drop the CronJob.", 8,
-				query{`namespace:svid_watchdog_cronjob_droppable:bool{namespace=~"$namespace"}`, "{{namespace}}"}).
-				below("orange").from(1, "green").called("0", "not yet", "orange").called("1", "can go", "green"),
+			lanes("The gate and its two conditions", "Proven: every pod of the mesh is healthy and has verified its rotations. Undisturbed: nothing speaks against it at this moment; 24 hours of that, and proof, open the gate.", 9,
+				query{`namespace:svid_watchdog_rotation_proven:bool{namespace=~"$namespace"}`, "{{namespace}}: proven"},
+				query{`namespace:svid_watchdog_undisturbed:bool{namespace=~"$namespace"}`, "{{namespace}}: undisturbed"},
+				query{`namespace:svid_watchdog_cronjob_droppable:bool{namespace=~"$namespace"}`, "{{namespace}}: can go"}).
+				below("orange").from(1, "green").called("0", "no", "orange").called("1", "yes", "green"),
+			table("Pods without proof", "Pods of the mesh that have not yet verified enough rotations in one life of Envoy: too young, not watched, or rotation does not work.", "Watched", "short", 9,
+				query{`pod:svid_watchdog_injected:bool{namespace=~"$namespace"} unless on (namespace, pod) (pod:svid_watchdog_rotation_proven:bool{namespace=~"$namespace"} == 1)`, ""}, "namespace", "pod").
+				called("0", "no watchdog", "red").called("1", "yes", "text").orElse("Every pod has proven it"),
 			series("Age of the youngest Envoy of each namespace",
-				"How long every pod has gone without a restart. While the CronJob runs, this never gets beyond 45 minutes, and no evidence gathers.", "s", 8,
+				"How long every pod has gone without a restart. While the CronJob runs, this never gets beyond 45 minutes, and no evidence gathers.", "s", 24,
 				query{`time() - max by (namespace) (svid_watchdog_envoy_start_timestamp_seconds` + all + `)`, "{{namespace}}"}),
 		}},
 
