@@ -201,13 +201,13 @@ func (c *ControlPlane) Close() error {
 func (c *ControlPlane) Ended() (ended <-chan struct{}, name func() string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	any, which := make(chan struct{}), ""
+	one, which := make(chan struct{}), ""
 	var once sync.Once
 	for _, p := range c.programs {
 		go func() {
 			<-p.exited
-			once.Do(func() { which = p.name; close(any) })
+			once.Do(func() { which = p.name; close(one) })
 		}()
 	}
-	return any, func() string { return which }
+	return one, func() string { return which }
 }

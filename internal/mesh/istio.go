@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -24,15 +25,15 @@ spec:
     base: {validationURL: "https://localhost:%[1]d/validate"}
 `
 
-// manifest renders what istioctl would install, with the files of the
-// configuration.
-func (c *ControlPlane) manifest(ctx context.Context) (string, error) {
+// manifest renders what istioctl would install with the files, without what
+// makes pods for istiod.
+func (c *ControlPlane) manifest(ctx context.Context, operators []string) (string, error) {
 	own := filepath.Join(c.dir, "istio-operator.yaml")
 	if err := os.WriteFile(own, fmt.Appendf(nil, operator, c.ports.istiodWebhook), 0o600); err != nil {
 		return "", fmt.Errorf("write the settings of istiod: %w", err)
 	}
 	args := []string{"manifest", "generate"}
-	for _, file := range append(append([]string{}, c.cfg.Operators...), own) {
+	for _, file := range append(slices.Clone(operators), own) {
 		args = append(args, "-f", file)
 	}
 	cmd := exec.CommandContext(ctx, c.bin("istioctl"), args...) //nolint:gosec // our own program
@@ -44,7 +45,13 @@ func (c *ControlPlane) manifest(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("render the manifest of Istio: %w: %s", err, strings.TrimSpace(complaint.String()))
 	}
-	return string(text), nil
+	var documents []string
+	for document := range strings.SplitSeq(string(text), "\n---\n") {
+		if !notHere.MatchString(document) {
+			documents = append(documents, document)
+		}
+	}
+	return strings.Join(documents, "\n---\n"), nil
 }
 
 // notHere are the kinds of the manifest that make pods for istiod, which runs
@@ -52,20 +59,14 @@ func (c *ControlPlane) manifest(ctx context.Context) (string, error) {
 var notHere = regexp.MustCompile(`(?m)^kind: (Deployment|HorizontalPodAutoscaler|PodDisruptionBudget|DaemonSet)$`)
 
 func (c *ControlPlane) startIstio(ctx context.Context) error {
-	text, err := c.manifest(ctx)
+	text, err := c.manifest(ctx, c.cfg.Operators)
 	if err != nil {
 		return err
-	}
-	var documents []string
-	for document := range strings.SplitSeq(text, "\n---\n") {
-		if !notHere.MatchString(document) {
-			documents = append(documents, document)
-		}
 	}
 	if _, err := c.Kubectl(ctx, "", "create", "namespace", "istio-system"); err != nil {
 		return err
 	}
-	if _, err := c.Kubectl(ctx, strings.Join(documents, "\n---\n"), "apply", "--server-side", "-f", "-"); err != nil {
+	if _, err := c.Kubectl(ctx, text, "apply", "--server-side", "-f", "-"); err != nil {
 		return fmt.Errorf("install Istio: %w", err)
 	}
 	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
@@ -109,4 +110,49 @@ spec: {containers: [{name: app, image: app}]}
 		return errors.New("the pod came back as it was sent")
 	}
 	return nil
+}
+
+// injector is the ConfigMap of the injection templates.
+const injector = "istio-sidecar-injector"
+
+// Configure gives istiod other files of the kind IstioOperator than it was
+// started with, as far as they concern injection and the mesh. istiod reads
+// them soon after: Await what they should change.
+func (c *ControlPlane) Configure(ctx context.Context, operators ...string) error {
+	text, err := c.manifest(ctx, operators)
+	if err != nil {
+		return err
+	}
+	var documents []string
+	for document := range strings.SplitSeq(text, "\n---\n") {
+		if configMap.MatchString(document) {
+			documents = append(documents, document)
+		}
+	}
+	if _, err := c.Kubectl(ctx, strings.Join(documents, "\n---\n"), "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+		return fmt.Errorf("configure istiod: %w", err)
+	}
+	return nil
+}
+
+var configMap = regexp.MustCompile(`(?m)^kind: ConfigMap$`)
+
+// StockTemplate is the text of Istio's own injection template `sidecar`.
+func (c *ControlPlane) StockTemplate(ctx context.Context) (string, error) {
+	config, err := c.Kubectl(ctx, "", "get", "configmap", "-n", "istio-system", injector, "-o", "jsonpath={.data.config}")
+	if err != nil {
+		return "", err
+	}
+	_, rest, found := strings.Cut(config, "\n  sidecar: |\n")
+	if !found {
+		return "", errors.New("the injector's configuration has no template sidecar")
+	}
+	var template strings.Builder
+	for line := range strings.Lines(rest) {
+		if strings.TrimSpace(line) != "" && !strings.HasPrefix(line, "    ") {
+			break
+		}
+		template.WriteString(strings.TrimPrefix(line, "    "))
+	}
+	return template.String(), nil
 }
