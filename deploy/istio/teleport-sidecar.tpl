@@ -2,6 +2,9 @@
   Laid over Istio's own template `sidecar`: the identity comes from the socket of
   the SPIFFE CSI driver, and svid-watchdog tells whether its rotation works.
 */ -}}
+{{- if hasPrefix "teleport-sidecar" (annotation .ObjectMeta `inject.istio.io/templates` "") }}
+  {{- fail "teleport-sidecar is laid over another template: the annotation inject.istio.io/templates must say sidecar,teleport-sidecar" }}
+{{- end }}
 {{- /* The image, here and nowhere else. */ -}}
 {{- $image := "registry.example.com/svid-watchdog:1.0.0" }}
 {{- /* Where a handshake with Envoy shows what a peer is served; off if empty. */ -}}

@@ -45,7 +45,7 @@ func TestMonitoringManifests(t *testing.T) {
 	// What is refused shows that the definitions do judge.
 	for name, broken := range map[string]string{
 		"an unknown field":        strings.Replace(podMonitor(t), "interval:", "intervall:", 1),
-		"an interval of no unit":  strings.Replace(podMonitor(t), "interval: 30s", `interval: "30"`, 1),
+		"an interval of no unit":  strings.Replace(podMonitor(t), "interval: 1m", `interval: "60"`, 1),
 		"an unknown relabelling":  strings.Replace(podMonitor(t), "action: labeldrop", "action: labelpop", 1),
 		"an operator unheard of":  "apiVersion: monitoring.coreos.com/v9\nkind: PodMonitor\nmetadata: {name: x}\nspec: {}\n",
 		"a rule without a reason": "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata: {name: x}\nspec: {groups: [{name: x, rules: [{alert: X}]}]}\n",
