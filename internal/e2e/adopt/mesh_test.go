@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/mesh"
 )
 
@@ -41,22 +42,13 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// lacking skips a test that cannot run here; in CI it fails.
-func lacking(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
 // controlPlane is one for all tests, which run one after the other: they change
 // the templates of the mesh.
 func controlPlane(t *testing.T) *mesh.ControlPlane {
 	t.Helper()
 	cfg := mesh.Config{Neighbours: filepath.Join(root, ".neighbours"), Istio: true}
 	if err := mesh.Missing(cfg); err != nil {
-		lacking(t, err.Error())
+		neighbour.Lacking(t, err.Error())
 	}
 	shared.once.Do(func() {
 		// Not the test's context: it outlives the first test.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/mesh"
 )
 
@@ -18,11 +19,7 @@ const (
 
 // TestScriptIsClean: a script that people read before they run it.
 func TestScriptIsClean(t *testing.T) {
-	path, err := exec.LookPath("shellcheck")
-	if err != nil {
-		lacking(t, "no shellcheck here: install Debian's package shellcheck")
-	}
-	cmd := exec.Command(path, "deploy/migrate")
+	cmd := exec.Command(neighbour.Installed(t, "shellcheck", "shellcheck"), "deploy/migrate")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
