@@ -197,16 +197,20 @@ func kubectl(t *testing.T, plane *mesh.ControlPlane, args ...string) string {
 
 // shell runs a command as a person at the root of the repository would, with
 // kubectl for this control plane, and returns what it printed and its exit code.
-func shell(t *testing.T, plane *mesh.ControlPlane, command string, env ...string) (string, int) {
+func shell(t *testing.T, plane *mesh.ControlPlane, command string) (string, int) {
+	t.Helper()
+	return shellIn(t, plane, root, command)
+}
+
+func shellIn(t *testing.T, plane *mesh.ControlPlane, dir, command string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", command)
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), append([]string{
-		"PATH=" + filepath.Dir(plane.KubectlPath()) + ":" + os.Getenv("PATH"),
-		"KUBECONFIG=" + plane.Kubeconfig(), "KUBECACHEDIR=" + filepath.Join(plane.Dir(), "cache"),
-	}, env...)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(),
+		"PATH="+filepath.Dir(plane.KubectlPath())+":"+os.Getenv("PATH"),
+		"KUBECONFIG="+plane.Kubeconfig(), "KUBECACHEDIR="+filepath.Join(plane.Dir(), "cache"))
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && ctx.Err() == nil {
 		return string(out), exit.ExitCode()

@@ -213,7 +213,7 @@ func TestQueries(t *testing.T) {
 	// Their values, where a wrong one is easily told.
 	for expr, want := range map[string]float64{
 		`sum(svid_watchdog_rotation_state{namespace=~"$namespace", workload=~"$workload", state="healthy"}) / count(svid_watchdog_build_info{namespace=~"$namespace", workload=~"$workload"})`: 1,
-		`count(svid_watchdog_build_info{namespace=~"$namespace", workload=~"$workload"})`:                                                                                                     2,
+		`count(svid_watchdog_build_info{namespace=~"$namespace", workload=~"$workload"})`:                                                                                                      2,
 	} {
 		i := slices.IndexFunc(always, func(q query) bool { return q.expr == expr })
 		if i < 0 {
