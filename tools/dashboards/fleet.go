@@ -23,7 +23,7 @@ func fleet() dashboard {
 				query{`count(svid_watchdog_build_info` + all + `)`, "pods"}).below("text"),
 			number("Healthy", "Pods in which every stage was seen and no problem holds, of all that are scraped.", "percentunit", 4,
 				query{`sum(svid_watchdog_rotation_state` + in + `, state="healthy"}) / count(svid_watchdog_build_info` + all + `)`, "healthy"}).
-				below("red").from(0.95, "orange").from(1, "green").between(0, 1),
+				below("red").from(0.95, "orange").from(1, "green").share(),
 			number("Broken", "Pods in which a critical problem holds: traffic fails, or will without help.", "short", 4,
 				query{`sum(svid_watchdog_rotation_state` + in + `, state="broken"})`, "broken"}).from(1, "red"),
 			number("Least time left", "The certificate that Envoy uses anywhere and that expires first.", "s", 4,
@@ -49,10 +49,10 @@ func fleet() dashboard {
 		}},
 
 		section{"Problems", []chart{
-			table("By workload", "In how many pods of each workload each problem holds.", "Pods", "short", 12,
+			table("By workload", "In how many pods of each workload each problem holds.", "Pods", 12,
 				query{`sum by (namespace, workload, problem) (svid_watchdog_problem` + all + ` == 1)`, ""}, "namespace", "workload", "problem").
 				orElse("No problem holds"),
-			table("By node", "In how many pods of each node each problem holds. Many on one node: look at the identity provider there.", "Pods", "short", 12,
+			table("By node", "In how many pods of each node each problem holds. Many on one node: look at the identity provider there.", "Pods", 12,
 				query{`sum by (node, problem) (svid_watchdog_problem` + all + ` == 1)`, ""}, "node", "problem").
 				orElse("No problem holds"),
 			series("Pods with a problem", "In how many pods each problem holds.", "short", 12,
@@ -66,14 +66,14 @@ func fleet() dashboard {
   (svid_watchdog_certificate_not_after_timestamp_seconds` + used + ` - time())
     / (svid_watchdog_certificate_not_after_timestamp_seconds` + used + ` - svid_watchdog_certificate_not_before_timestamp_seconds` + used + `)
 ))`, "{{namespace}}/{{pod}}"}).
-				below("red").from(1.0/6, "orange").from(1.0/3, "green").between(0, 1).leadingToPod().tall(10),
+				below("red").from(1.0/6, "orange").from(1.0/3, "green").share().leadingToPod().tall(),
 			series("What Istio's agent will do at its next start", "Anything but external_sds is a danger that the next restart of istio-proxy sets off.", "short", 12,
 				query{`sum by (mode) (svid_watchdog_identity_mode` + all + `)`, "{{mode}}"}).
-				stacked().painted("external_sds", "green").painted("unknown", "gray").tall(10),
+				stacked().painted("external_sds", "green").painted("unknown", "gray").tall(),
 		}},
 
 		section{"May the CronJob go?", []chart{
-			table("The gate", "1 where the namespace can drop the CronJob: docs/drop-the-cronjob.md.", "Can go", "short", 6,
+			table("The gate", "1 where the namespace can drop the CronJob: docs/drop-the-cronjob.md.", "Can go", 6,
 				query{`namespace:svid_watchdog_cronjob_droppable:bool{namespace=~"$namespace"}`, ""}, "namespace").
 				called("0", "not yet", "orange").called("1", "can go", "green"),
 			lanes("The gate and its two conditions", "Proven: every pod of the mesh is healthy and has verified its rotations. Undisturbed: nothing speaks against it at this moment; 24 hours of that, and proof, open the gate.", 9,
@@ -81,7 +81,7 @@ func fleet() dashboard {
 				query{`namespace:svid_watchdog_undisturbed:bool{namespace=~"$namespace"}`, "{{namespace}}: undisturbed"},
 				query{`namespace:svid_watchdog_cronjob_droppable:bool{namespace=~"$namespace"}`, "{{namespace}}: can go"}).
 				below("orange").from(1, "green").called("0", "no", "orange").called("1", "yes", "green"),
-			table("Pods without proof", "Pods of the mesh that have not yet verified enough rotations in one life of Envoy: too young, not watched, or rotation does not work.", "Watched", "short", 9,
+			table("Pods without proof", "Pods of the mesh that have not yet verified enough rotations in one life of Envoy: too young, not watched, or rotation does not work.", "Watched", 9,
 				query{`pod:svid_watchdog_injected:bool{namespace=~"$namespace"} unless on (namespace, pod) (pod:svid_watchdog_rotation_proven:bool{namespace=~"$namespace"} == 1)`, ""}, "namespace", "pod").
 				called("0", "no watchdog", "red").called("1", "yes", "text").orElse("Every pod has proven it"),
 			series("Age of the youngest Envoy of each namespace",

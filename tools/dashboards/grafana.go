@@ -255,8 +255,8 @@ func bars(title, description, unit string, width int, queries ...query) chart {
 
 // table is a row for each series, with its labels in columns. Those that are
 // named stand in that order; the value has the name that is given.
-func table(title, description, value, unit string, width int, q query, columns ...string) chart {
-	c := newChart("table", title, description, unit, width, 8, []query{q}).now("table")
+func table(title, description, value string, width int, q query, columns ...string) chart {
+	c := newChart("table", title, description, "short", width, 8, []query{q}).now("table")
 	c.FieldConfig.Defaults.Color = color{Mode: "thresholds"}
 	c.FieldConfig.Defaults.Custom = object{"align": "auto", "cellOptions": object{"type": "auto"}, "inspect": false, "filterable": true}
 	c.Options = object{"frameIndex": 0, "showHeader": true, "cellHeight": "sm"}
@@ -297,9 +297,10 @@ func (c chart) below(name string) chart {
 	return c
 }
 
-// between fixes the ends of the scale.
-func (c chart) between(low, high float64) chart {
-	c.FieldConfig.Defaults.Min, c.FieldConfig.Defaults.Max = &low, &high
+// share is of something that has the scale from nothing to all.
+func (c chart) share() chart {
+	none, all := 0.0, 1.0
+	c.FieldConfig.Defaults.Min, c.FieldConfig.Defaults.Max = &none, &all
 	return c
 }
 
@@ -334,9 +335,9 @@ func (c chart) leadingToPod() chart {
 	return c
 }
 
-// tall changes the height.
-func (c chart) tall(height int) chart {
-	c.height = height
+// tall is for what needs more room.
+func (c chart) tall() chart {
+	c.height = 10
 	return c
 }
 

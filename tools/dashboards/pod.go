@@ -28,11 +28,11 @@ func pod() dashboard {
 			stage("loaded", "Loaded →", "The certificate that Envoy's live TLS contexts use."),
 			stage("served", "Served", "The certificate that a peer is shown in a handshake, where the watchdog makes one."),
 			series("Time left", "A healthy pod draws the same saw at each stage; a line that keeps falling while those before it rise names the stage that stopped. Below zero: expired.", "s", 16,
-				query{`svid_watchdog_certificate_not_after_timestamp_seconds` + all + ` - time()`, "{{stage}}"}).tall(10),
+				query{`svid_watchdog_certificate_not_after_timestamp_seconds` + all + ` - time()`, "{{stage}}"}).tall(),
 			bars("Share of the lifetime left", "Red: less than a sixth, the margin of certificate_expiring.", "percentunit", 8,
 				query{`(svid_watchdog_certificate_not_after_timestamp_seconds` + all + ` - time())
   / (svid_watchdog_certificate_not_after_timestamp_seconds` + all + ` - svid_watchdog_certificate_not_before_timestamp_seconds` + all + `)`, "{{stage}}"}).
-				below("red").from(1.0/6, "orange").from(1.0/3, "green").between(0, 1).tall(10),
+				below("red").from(1.0/6, "orange").from(1.0/3, "green").share().tall(),
 		}},
 
 		section{"The verdict", []chart{
@@ -49,7 +49,7 @@ func pod() dashboard {
 				below("transparent").from(1, "red").called("0", "no", "transparent").called("1", "holds", "red").orElse("No problem held"),
 			bars("Credential files", "All three together switch Istio's agent to files at its next start.", "short", 8,
 				query{`svid_watchdog_credential_file_present` + all, "{{file}}"}).
-				from(1, "red").between(0, 1).called("0", "absent", "green").called("1", "present", "red"),
+				from(1, "red").share().called("0", "absent", "green").called("1", "present", "red"),
 		}},
 
 		section{"Rotation", []chart{

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"svid-watchdog/internal/e2e/fenced"
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/e2e/prom"
 	"svid-watchdog/internal/e2e/sidecar"
@@ -154,6 +156,46 @@ func podsOfTheMesh(t *testing.T, names ...string) string {
 	return strings.TrimPrefix(server.URL, "http://")
 }
 
+// inPod is how a command of a document gets into the watchdog's container.
+var inPod = regexp.MustCompile(`kubectl [^\n]* -c svid-watchdog -- /watchdog `)
+
+// commands runs those of the documents that take more than an API server: what
+// asks Prometheus must get an answer that is not empty, and what runs in a pod is
+// run as the same command of the same binary.
+func commands(t *testing.T, prometheus *prom.Prometheus, w *sidecar.Sidecar) {
+	t.Helper()
+	run := 0
+	for _, document := range []string{"docs/drop-the-cronjob.md"} {
+		for _, b := range fenced.Read(t, document) {
+			switch b.Kind {
+			case "sh":
+				continue
+			case "sh prometheus":
+				neighbour.Installed(t, "promtool", "prometheus")
+			case "sh pod":
+				if !inPod.MatchString(b.Text) {
+					t.Errorf("%s:%d: not run in the watchdog's container: %s", document, b.Line, b.Text)
+				}
+			default:
+				t.Errorf("%s:%d: nothing runs what is %q", document, b.Line, b.Kind)
+			}
+			for line := range strings.Lines(b.Text) {
+				line = inPod.ReplaceAllString(line, sidecar.Binary(t)+" ")
+				cmd := exec.Command("bash", "-euo", "pipefail", "-c", line)
+				cmd.Env = append(os.Environ(), "PROMETHEUS="+prometheus.URL, "SVID_WATCHDOG_WATCHDOG_ADDRESS=http://"+w.Address)
+				out, err := cmd.CombinedOutput()
+				if err != nil || len(strings.TrimSpace(string(out))) == 0 {
+					t.Errorf("%s:%d: %v, %q from %s", document, b.Line, err, out, line)
+				}
+				run++
+			}
+		}
+	}
+	if run < 6 {
+		t.Errorf("only %d commands were run", run)
+	}
+}
+
 // TestQueries: every query of every dashboard returns data; those about
 // problems when a problem holds, and not before.
 func TestQueries(t *testing.T) {
@@ -225,6 +267,8 @@ func TestQueries(t *testing.T) {
 			return len(samples) == 1 && samples[0].Value == want
 		})
 	}
+
+	commands(t, prometheus, watchdogs[0])
 
 	if err := pods[0].Inject(t.Context(), "files-complete"); err != nil {
 		t.Fatal(err)
