@@ -46,6 +46,26 @@ func TestOlderAnnotations(t *testing.T) {
 	}
 }
 
+// TestRefused has the API server refuse the pods that the overlay was not made
+// for, with a sentence that says what to do.
+func TestRefused(t *testing.T) {
+	plane := controlPlane(t)
+	for _, list := range []string{"teleport-sidecar", "teleport-sidecar,spire"} {
+		_, err := plane.Kubectl(t.Context(), barePod("default", map[string]string{templates: list}), "create", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), "must say sidecar,teleport-sidecar") {
+			t.Errorf("with %q: %v", list, err)
+		}
+	}
+	// A template that knows istio-proxy as a container only, as `spire` commonly
+	// is written, cannot be laid over a native sidecar.
+	for _, list := range []string{"sidecar,spire", "sidecar,teleport-sidecar,spire"} {
+		_, err := plane.Kubectl(t.Context(), barePod("default", map[string]string{templates: list}), "create", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), `Duplicate value: "istio-proxy"`) {
+			t.Errorf("with %q and native sidecars: %v", list, err)
+		}
+	}
+}
+
 // TestDefaultTemplates has the watchdog in all injected pods by the settings of
 // deploy/, and in none without them.
 func TestDefaultTemplates(t *testing.T) {
