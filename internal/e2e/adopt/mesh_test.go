@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"svid-watchdog/internal/e2e/neighbour"
+	"svid-watchdog/internal/e2e/sidecar"
 	"svid-watchdog/internal/mesh"
 )
 
@@ -32,7 +33,7 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	code := sidecar.Main(m)
 	if shared.plane != nil {
 		if err := shared.plane.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
