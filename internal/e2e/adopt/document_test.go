@@ -158,3 +158,43 @@ func TestExample(t *testing.T) {
 		t.Errorf("after has %d files, %v", len(entries), err)
 	}
 }
+
+// TestWorkaround: the CronJob of the example does, with the rights that it has
+// there, what the document says of it: all deployments get new pods.
+func TestWorkaround(t *testing.T) {
+	plane := controlPlane(t)
+	configure(t, plane, templatesBefore, unwatched, shared.older)
+	kubelet := startKubelet(t, plane, "sock-shop")
+	apply(t, plane, "before")
+	defer remove(t, plane, "sock-shop")
+	names := func() map[string]bool {
+		pods, err := kubelet.pods(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := make(map[string]bool)
+		for _, p := range pods {
+			found[p.Metadata.Name] = true
+		}
+		return found
+	}
+	before := names()
+	command := strings.Fields(kubectl(t, plane, "get", "cronjob", "cert-refresh", "-n", "sock-shop",
+		"-o", "jsonpath={.spec.jobTemplate.spec.template.spec.containers[0].command[*]}"))
+	if len(command) < 2 || command[0] != "kubectl" {
+		t.Fatalf("the CronJob runs %v", command)
+	}
+	kubectl(t, plane, append(command[1:], "--as=system:serviceaccount:sock-shop:cert-refresh")...)
+	for name := range states(t, plane, "sock-shop") {
+		kubectl(t, plane, "rollout", "status", "deployment/"+name, "-n", "sock-shop", "--timeout=60s")
+	}
+	after := names()
+	if len(before) != 4 || len(after) != 4 {
+		t.Errorf("%d pods before, %d after", len(before), len(after))
+	}
+	for name := range after {
+		if before[name] {
+			t.Errorf("%s is still there", name)
+		}
+	}
+}
