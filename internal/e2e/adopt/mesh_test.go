@@ -203,14 +203,14 @@ func shell(t *testing.T, plane *mesh.ControlPlane, command string) (string, int)
 	return shellIn(t, plane, root, command)
 }
 
-func shellIn(t *testing.T, plane *mesh.ControlPlane, dir, command string) (string, int) {
+func shellIn(t *testing.T, plane *mesh.ControlPlane, dir, command string, path ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", command)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(),
-		"PATH="+filepath.Dir(plane.KubectlPath())+":"+os.Getenv("PATH"),
+		"PATH="+strings.Join(append(path, filepath.Dir(plane.KubectlPath()), os.Getenv("PATH")), ":"),
 		"KUBECONFIG="+plane.Kubeconfig(), "KUBECACHEDIR="+filepath.Join(plane.Dir(), "cache"))
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && ctx.Err() == nil {

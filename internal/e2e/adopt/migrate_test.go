@@ -3,7 +3,9 @@ package adopt
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -268,6 +270,42 @@ func TestWithoutProxy(t *testing.T) {
 	defer remove(t, plane, "sock-shop")
 	run(t, plane, "--to spire sock-shop", 1, "sock-shop/carts: ready, but a pod came without istio-proxy", "the deployments after it are untouched")
 	if got := states(t, plane, "sock-shop")["catalogue"].Templates; got != templatesBefore {
+		t.Errorf("catalogue asks for %q", got)
+	}
+}
+
+// TestChangedInBetween: somebody changes a deployment just before the command
+// does. What they wrote stays.
+func TestChangedInBetween(t *testing.T) {
+	plane := controlPlane(t)
+	configure(t, plane, templatesBefore, unwatched, shared.older)
+	startKubelet(t, plane, "sock-shop")
+	apply(t, plane, "before")
+	defer remove(t, plane, "sock-shop")
+	// Somebody else's hand, in front of the command's first patch.
+	path, err := filepath.Abs(plane.KubectlPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := fmt.Sprintf(`#!/bin/sh
+case " $* " in
+*" patch "*) %[1]s -n sock-shop patch deployment carts --type=merge -p '{"spec":{"template":{"metadata":{"annotations":{"inject.istio.io/templates":"sidecar"}}}}}' >/dev/null ;;
+esac
+exec %[1]s "$@"
+`, path)
+	if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	out, code := shellIn(t, plane, root, "deploy/migrate sock-shop", dir)
+	if code != 1 || !strings.Contains(out, "sock-shop/carts: the API server did not take the change, see above") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+	now := states(t, plane, "sock-shop")
+	if got := now["carts"]; got.Templates != "sidecar" || got.Remembered != "" {
+		t.Errorf("carts: %v", got)
+	}
+	if got := now["catalogue"].Templates; got != templatesBefore {
 		t.Errorf("catalogue asks for %q", got)
 	}
 }
