@@ -11,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v2"
 
+	"svid-watchdog/internal/e2e/fleet"
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/e2e/prom"
 	"svid-watchdog/internal/rotation"
@@ -289,14 +290,14 @@ func TestFaster(t *testing.T) {
 	t.Parallel()
 	promtool := neighbour.Installed(t, "promtool", "prometheus")
 	shipped := prom.ShippedRules(t)
-	faster, err := shipped.Faster(factor)
+	faster, err := shipped.Faster(fleet.Factor)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, g := range shipped.Groups {
 		for k, r := range g.Rules {
 			f := faster.Groups[i].Rules[k]
-			if f.For*factor != r.For || f.KeepFiring*factor != r.KeepFiring || f.Alert != r.Alert || f.Record != r.Record {
+			if f.For*fleet.Factor != r.For || f.KeepFiring*fleet.Factor != r.KeepFiring || f.Alert != r.Alert || f.Record != r.Record {
 				t.Errorf("%s%s: %+v", r.Record, r.Alert, f)
 			}
 			if n := len(prom.Durations(r.Expr)); (f.Expr == r.Expr) != (n == 0) {
