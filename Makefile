@@ -86,6 +86,10 @@ soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
 
+.PHONY: dashboards
+dashboards: ## Write the dashboards in deploy/grafana/ anew
+	go run ./tools/dashboards
+
 .PHONY: deploy
 deploy: ## Write the settings of Istio in deploy/istio out of the templates there
 	go run ./tools/istioconfig

@@ -106,9 +106,20 @@ func Start(t testing.TB, cfg Config) *Prometheus {
 	file := filepath.Join(dir, "prometheus.yaml")
 	write(t, file, config)
 
+	return start(t, path, file, factor)
+}
+
+// StartFile starts a Prometheus with a configuration file.
+func StartFile(t testing.TB, file string) *Prometheus {
+	t.Helper()
+	return start(t, neighbour.Installed(t, "prometheus", "prometheus"), file, 1)
+}
+
+func start(t testing.TB, path, file string, factor int) *Prometheus {
+	t.Helper()
 	address := freeAddress(t)
 	p := &Prometheus{t: t, URL: "http://" + address}
-	p.Process = neighbour.Start(t, path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	p.Process = neighbour.Start(t, path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(t.TempDir(), "data"),
 		"--web.listen-address="+address, "--query.lookback-delta="+(lookback/time.Duration(factor)).String(),
 		"--rules.alert.resend-delay="+(time.Minute/time.Duration(factor)).String())
 	ready(t, p.URL, p.Process)

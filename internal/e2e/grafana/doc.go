@@ -1,0 +1,3 @@
+// Package grafana runs every query of the dashboards on a real Prometheus that
+// scrapes real watchdogs beside real Envoys. It holds tests only.
+package grafana
