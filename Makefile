@@ -86,6 +86,22 @@ soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
 
+.PHONY: deploy
+deploy: ## Write the settings of Istio in deploy/istio out of the templates there
+	go run ./tools/istioconfig
+
+.PHONY: mesh-up
+mesh-up: ## Run a real control plane with the injection templates, to look at
+	tools/neighbours istio kubernetes
+	@go run ./tools/mesh
+
+.PHONY: deploy-check
+deploy-check: ## Have a real control plane judge deploy/, and print the merged pod of each variant
+	tools/neighbours istio kubernetes
+	@pods=$$(mktemp -d); trap 'rm -rf "$$pods"' EXIT; status=0; \
+	MERGED_PODS=$$pods CI=true go test -count=1 -timeout 10m -v ./internal/e2e/meshtest ./tools/istioconfig || status=$$?; \
+	for pod in "$$pods"/*.yaml; do printf '\n--- %s\n' "$$(basename "$$pod" .yaml)"; cat "$$pod"; done; exit $$status
+
 .PHONY: screenshots
 screenshots: neighbours ## Take the pictures of the status page in docs/ anew
 	SCREENSHOTS=$(CURDIR)/docs/images CI=true go test -count=1 -run '^TestInABrowser$$' ./internal/web
@@ -93,6 +109,16 @@ screenshots: neighbours ## Take the pictures of the status page in docs/ anew
 .PHONY: recording
 recording: ## Record the lab and the check for the README anew
 	tools/recording
+
+.PHONY: rules
+rules: ## Write the PrometheusRule from the rules; RUNBOOKS=URL says where they are read
+	tools/rules
+
+.PHONY: rules-check
+rules-check: ## Check the rules, their tests and the examples with promtool and amtool
+	promtool check rules deploy/prometheus/rules.yaml
+	promtool test rules deploy/prometheus/tests/*.yaml
+	amtool check-config deploy/prometheus/alertmanager.yaml
 
 .PHONY: clean
 clean: ## Remove what was built; .neighbours stays
