@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -185,8 +186,8 @@ func (c *ControlPlane) Close() error {
 	programs := c.programs
 	c.programs = nil
 	c.mu.Unlock()
-	for i := len(programs) - 1; i >= 0; i-- {
-		programs[i].stop()
+	for _, p := range slices.Backward(programs) {
+		p.stop()
 	}
 	if c.cfg.Dir == "" && c.dir != "" {
 		if err := os.RemoveAll(c.dir); err != nil {

@@ -294,8 +294,8 @@ func untouched(t *testing.T, p, submitted *pod) {
 	for _, name := range []string{"web", "helper", "migrate"} {
 		got, _ := p.container(t, name)
 		want, _ := submitted.container(t, name)
-		if comparable(got) != comparable(want) {
-			t.Errorf("the application's container %s is not as submitted:\n got %s\nwant %s", name, comparable(got), comparable(want))
+		if asSubmitted(got) != asSubmitted(want) {
+			t.Errorf("the application's container %s is not as submitted:\n got %s\nwant %s", name, asSubmitted(got), asSubmitted(want))
 		}
 	}
 	if got, want := find(p.Spec.Volumes, "data"), find(submitted.Spec.Volumes, "data"); !reflect.DeepEqual(got, want) {

@@ -118,9 +118,9 @@ func (o object) without(keys ...string) object {
 	return less
 }
 
-// comparable is an application's container as text, without the mount of the
+// asSubmitted is an application's container as text, without the mount of the
 // service account's token, whose volume has a name at random.
-func comparable(container object) string {
+func asSubmitted(container object) string {
 	var kept []object
 	for _, m := range list(container, "volumeMounts") {
 		if m["mountPath"] != "/var/run/secrets/kubernetes.io/serviceaccount" {
