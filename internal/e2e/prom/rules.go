@@ -32,6 +32,7 @@ type Rule struct {
 	Alert       string            `yaml:"alert,omitempty"`
 	Expr        string            `yaml:"expr"`
 	For         model.Duration    `yaml:"for,omitempty"`
+	KeepFiring  model.Duration    `yaml:"keep_firing_for,omitempty"`
 	Labels      map[string]string `yaml:"labels,omitempty"`
 	Annotations map[string]string `yaml:"annotations,omitempty"`
 }
@@ -94,6 +95,7 @@ func (r Rules) Faster(factor int) (Rules, error) {
 		var rules []Rule
 		for _, rule := range g.Rules {
 			rule.For /= model.Duration(factor)
+			rule.KeepFiring /= model.Duration(factor)
 			var failed error
 			rule.Expr = inExpression.ReplaceAllStringFunc(rule.Expr, func(part string) string {
 				return duration.ReplaceAllStringFunc(part, func(text string) string {
