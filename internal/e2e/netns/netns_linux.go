@@ -5,7 +5,6 @@ package netns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -130,8 +129,9 @@ func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net
 }
 
 // Forward listens at an IP address in one namespace and passes connections on
-// to an address in another, until the test ends. Nil is the test's own.
-func Forward(t testing.TB, from *Namespace, address string, to *Namespace, target string) {
+// to an address in another, until the test ends. Nil is the test's own. It
+// returns the address that it listens at.
+func Forward(t testing.TB, from *Namespace, address string, to *Namespace, target string) string {
 	t.Helper()
 	var listener net.Listener
 	if err := from.do(func() (err error) {
@@ -156,6 +156,7 @@ func Forward(t testing.TB, from *Namespace, address string, to *Namespace, targe
 			running.Go(func() { pass(ctx, conn, to, target) })
 		}
 	})
+	return listener.Addr().String()
 }
 
 // pass copies both ways until one side ends.
@@ -166,7 +167,10 @@ func pass(ctx context.Context, conn net.Conn, to *Namespace, target string) {
 		return // who dialled sees the connection closed
 	}
 	defer other.Close()
-	stop := context.AfterFunc(ctx, func() { errors.Join(conn.Close(), other.Close()) })
+	stop := context.AfterFunc(ctx, func() {
+		conn.Close()
+		other.Close()
+	})
 	defer stop()
 	var both sync.WaitGroup
 	for from, to := range map[net.Conn]net.Conn{conn: other, other: conn} {

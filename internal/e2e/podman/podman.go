@@ -3,6 +3,8 @@
 package podman
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,15 +26,14 @@ func New(t testing.TB) *Podman {
 	for _, name := range []string{"podman", "buildah", "runc"} {
 		neighbour.Installed(t, name, name)
 	}
-	dir, err := os.MkdirTemp("", "svid-podman-") // short: sockets lie in it
+	sweep(t)
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", prefix, os.Getpid())) // short: sockets lie in it
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &Podman{t: t, dir: dir}
 	t.Cleanup(func() {
-		// The storage is mounted upon itself.
-		_ = exec.Command("umount", "--quiet", p.root()).Run() //nolint:noctx // it returns at once; it may not be mounted
-		if err := os.RemoveAll(dir); err != nil {
+		if err := p.remove(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -51,6 +52,41 @@ graphroot="`+p.root()+`"
 runroot="`+filepath.Join(dir, "run")+`"
 `)
 	return p
+}
+
+// prefix of the directories of all storages; the number of the process that
+// made one follows.
+const prefix = "svid-podman-"
+
+// sweep removes what tests have left behind that were killed.
+func sweep(t testing.TB) {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		if _, err := os.Stat(filepath.Join("/proc", pid)); err == nil {
+			continue // a test that runs now
+		}
+		if err := (&Podman{t: t, dir: dir}).remove(); err != nil {
+			t.Logf("what an earlier test has left behind stays: %v", err)
+		}
+	}
+}
+
+// remove ends all that still runs and removes the storage.
+func (p *Podman) remove() error {
+	var failed error
+	for _, kind := range []string{"pod", "container"} {
+		if out, err := p.Run(kind, "rm", "--all", "--force", "--time", "0"); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("remove each %s: %w: %s", kind, err, out))
+		}
+	}
+	// The storage is mounted upon itself.
+	_ = exec.Command("umount", "--quiet", p.root()).Run() //nolint:gosec,noctx // it returns at once; it may not be mounted
+	return errors.Join(failed, os.RemoveAll(p.dir))
 }
 
 func (p *Podman) root() string { return filepath.Join(p.dir, "root") }
