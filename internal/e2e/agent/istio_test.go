@@ -178,16 +178,20 @@ func (a *proxy) exited() bool {
 // envoyRuns tells whether the agent has started its Envoy, and that Envoy has
 // taken the bootstrap.
 func (a *proxy) envoyRuns() bool {
-	pid := a.child()
-	if pid == "" {
-		return false
-	}
-	command := exec.CommandContext(a.pod.t.Context(), "nsenter", "--target", pid, "--net", "--", //nolint:gosec // our own
-		sidecar.Binary(a.pod.t), "check", "--json", "--own-look", "--timeout=2s",
-		"--workload-api.address=unix://"+a.pod.path("none"), "--credentials.dir="+a.pod.path("none"))
-	out, _ := command.Output() // the exit code tells of the pod
 	var report check.Report
-	return json.Unmarshal(out, &report) == nil && report.Verdict.Envoy.Version == "1.40.0"
+	none := a.pod.path("none")
+	return json.Unmarshal([]byte(a.check("--workload-api.address=unix://"+none, "--credentials.dir="+none)), &report) == nil &&
+		report.Verdict.Envoy.Version == "1.40.0"
+}
+
+// check is what `watchdog check` prints in the agent's network, as its user.
+func (a *proxy) check(args ...string) string {
+	command := append([]string{
+		"--target", a.child(), "--net", "--", "setpriv", "--reuid=1337", "--regid=1337", "--clear-groups", "--",
+		sidecar.Binary(a.pod.t), "check", "--json", "--own-look", "--timeout=3s",
+	}, args...)
+	out, _ := exec.CommandContext(a.pod.t.Context(), "nsenter", command...).Output() //nolint:gosec // our own; the exit code tells of the pod
+	return string(out)
 }
 
 // child is the number of the first process in the agent's namespace.

@@ -127,7 +127,7 @@ func (p *Podman) Must(args ...string) string {
 // Image builds an image from a directory with a Dockerfile.
 func (p *Podman) Image(name, dir string) {
 	p.t.Helper()
-	command := exec.CommandContext(p.t.Context(), "buildah", "build", "--isolation", "chroot", "--tag", name, dir)
+	command := exec.CommandContext(p.t.Context(), "buildah", "build", "--isolation", "chroot", "--tag", name, dir) //nolint:gosec // a test's own image
 	command.Env = p.Env()
 	if out, err := command.CombinedOutput(); err != nil {
 		p.t.Fatalf("build the image %s: %v\n%s", name, err, out)
