@@ -202,7 +202,7 @@ func TestSilentStream(t *testing.T) {
 			return nil
 		}
 	})
-	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: 200 * time.Millisecond})
+	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: busy})
 	for range 2 {
 		got := c.state()
 		want(t, got, rotation.WorkloadAPIUnreachable, rotation.ReasonSilent, "true")
@@ -230,7 +230,7 @@ func TestASilentStreamIsGivenUpInTheEnd(t *testing.T) {
 		}
 		return sendAndStay(message(t, 1))(n, stream)
 	})
-	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: 100 * time.Millisecond})
+	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: busy})
 	for range patience {
 		want(t, c.state(), rotation.WorkloadAPIUnreachable, rotation.ReasonSilent, "true")
 	}
@@ -591,7 +591,7 @@ func TestAStoppedServer(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: 200 * time.Millisecond})
+	c := run(t, Config{Address: "unix://" + path, AnswerTimeout: busy})
 	want(t, c.state(), rotation.WorkloadAPIUnreachable, rotation.ReasonSilent, "false")
 	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)

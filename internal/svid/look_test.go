@@ -44,18 +44,19 @@ func TestLookInVain(t *testing.T) {
 		serve  func(int, grpc.ServerStreamingServer[workload.X509SVIDResponse]) error
 		state  rotation.WorkloadAPIState
 		reason rotation.Reason
+		answer time.Duration
 	}{
 		"denied": {func(int, grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 			return status.Error(codes.PermissionDenied, "no identity issued")
-		}, rotation.WorkloadAPIDenied, rotation.ReasonNone},
+		}, rotation.WorkloadAPIDenied, rotation.ReasonNone, atOnce},
 		"error": {func(int, grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 			return status.Error(codes.Unknown, "out of order")
-		}, rotation.WorkloadAPIUnreachable, rotation.ReasonServerError},
+		}, rotation.WorkloadAPIUnreachable, rotation.ReasonServerError, atOnce},
 		"silent": {func(_ int, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 			<-stream.Context().Done()
 			return nil
-		}, rotation.WorkloadAPIUnreachable, rotation.ReasonSilent},
-		"nobody": {nil, rotation.WorkloadAPIUnreachable, rotation.ReasonNoSocket},
+		}, rotation.WorkloadAPIUnreachable, rotation.ReasonSilent, busy},
+		"nobody": {nil, rotation.WorkloadAPIUnreachable, rotation.ReasonNoSocket, atOnce},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -63,7 +64,7 @@ func TestLookInVain(t *testing.T) {
 			if tt.serve != nil {
 				serve(t, listenUnix(t, path), tt.serve)
 			}
-			c, err := New(Config{Address: "unix://" + path, AnswerTimeout: 200 * time.Millisecond})
+			c, err := New(Config{Address: "unix://" + path, AnswerTimeout: tt.answer})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -176,6 +176,14 @@ type client struct {
 	under *Client
 }
 
+const (
+	// atOnce bounds what should come at once, and ends no test that goes well.
+	atOnce = 20 * time.Second
+	// busy is how long a busy machine may take to open a stream. Tests that
+	// wait for a silence to be told wait as long.
+	busy = time.Second
+)
+
 // run starts a client, with short times unless the configuration has others.
 func run(t *testing.T, cfg Config) *client {
 	t.Helper()
@@ -189,7 +197,7 @@ func run(t *testing.T, cfg Config) *client {
 	cfg.State = func(s rotation.WorkloadAPI) { c.states <- s }
 	cfg.Issued = func(i rotation.Issuance) { c.issued <- i }
 	if cfg.AnswerTimeout == 0 {
-		cfg.AnswerTimeout = 20 * time.Second
+		cfg.AnswerTimeout = atOnce
 	}
 	if cfg.BackoffMin == 0 {
 		cfg.BackoffMin = 5 * time.Millisecond

@@ -143,8 +143,9 @@ func (e *Envoy) Stop() error {
 	if closing := l.inbound.Close(); !errors.Is(closing, net.ErrClosed) { // it may be drained
 		err = errors.Join(err, closing)
 	}
-	l.closeConnection()
 	l.wg.Wait()
+	// Not before all have ended: one of them may just have connected.
+	l.closeConnection()
 	return err
 }
 
