@@ -100,7 +100,8 @@ deploy-check: ## Have a real control plane judge deploy/, and print the merged p
 	tools/neighbours istio kubernetes
 	@pods=$$(mktemp -d); trap 'rm -rf "$$pods"' EXIT; status=0; \
 	MERGED_PODS=$$pods CI=true go test -count=1 -timeout 10m -v ./internal/e2e/meshtest ./tools/istioconfig || status=$$?; \
-	for pod in "$$pods"/*.yaml; do printf '\n--- %s\n' "$$(basename "$$pod" .yaml)"; cat "$$pod"; done; exit $$status
+	for pod in "$$pods"/guarded-*.yaml "$$pods"/strict-*.yaml; do printf '\n--- %s\n' "$$(basename "$$pod" .yaml)"; cat "$$pod"; done; \
+	echo "deploy-check: $$([ $$status = 0 ] && echo "all is as deploy/istio/README.md says" || echo FAILED, see above the pods)"; exit $$status
 
 .PHONY: screenshots
 screenshots: neighbours ## Take the pictures of the status page in docs/ anew

@@ -66,17 +66,10 @@ func (c *ControlPlane) run(ctx context.Context, path string, env, args []string,
 	return nil
 }
 
-// stop asks the program to end, and insists.
+// stop ends the program at once: it has nothing to save.
 func (p *program) stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	patience := time.NewTimer(5 * time.Second)
-	defer patience.Stop()
-	select {
-	case <-p.exited:
-	case <-patience.C:
-		_ = p.cmd.Process.Kill() // it may have ended
-		<-p.exited
-	}
+	_ = p.cmd.Process.Kill() // it may have ended
+	<-p.exited
 }
 
 // Await calls a function until it returns no error, or until the context ends;

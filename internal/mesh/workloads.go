@@ -43,7 +43,7 @@ func (c *ControlPlane) CreateNamespace(ctx context.Context, name string, injecte
 // Pods waits until the controllers have made so many pods for a label selector
 // and returns them, a JSON object each.
 func (c *ControlPlane) Pods(ctx context.Context, namespace, selector string, count int) ([]json.RawMessage, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	var pods []json.RawMessage
 	err := Await(ctx, fmt.Sprintf("%d pods %s in %s", count, selector, namespace), func(ctx context.Context) error {

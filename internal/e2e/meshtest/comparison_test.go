@@ -46,6 +46,47 @@ func TestOlderAnnotations(t *testing.T) {
 	}
 }
 
+// TestRefused has the API server refuse the pods that the overlay was not made
+// for, with a sentence that says what to do.
+func TestRefused(t *testing.T) {
+	plane := controlPlane(t)
+	for _, list := range []string{"teleport-sidecar", "teleport-sidecar,spire"} {
+		_, err := plane.Kubectl(t.Context(), barePod("default", map[string]string{templates: list}), "create", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), "must say sidecar,teleport-sidecar") {
+			t.Errorf("with %q: %v", list, err)
+		}
+	}
+	// A template that knows istio-proxy as a container only, as `spire` commonly
+	// is written, cannot be laid over a native sidecar.
+	for _, list := range []string{"sidecar,spire", "sidecar,teleport-sidecar,spire"} {
+		_, err := plane.Kubectl(t.Context(), barePod("default", map[string]string{templates: list}), "create", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), `Duplicate value: "istio-proxy"`) {
+			t.Errorf("with %q and native sidecars: %v", list, err)
+		}
+	}
+}
+
+// TestOwnExcludedPorts shows why a pod's own list of excluded ports must have the
+// watchdog's: it takes the place of the mesh's.
+func TestOwnExcludedPorts(t *testing.T) {
+	plane := controlPlane(t)
+	for ports, want := range map[string]bool{"9100": false, "9100,9816": true} {
+		out, err := plane.Kubectl(t.Context(), barePod("default", map[string]string{
+			templates: "sidecar,teleport-sidecar", "traffic.sidecar.istio.io/excludeInboundPorts": ports,
+		}), "create", "--dry-run=server", "-o", "json", "-f", "-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p pod
+		if err := json.Unmarshal([]byte(out), &p); err != nil {
+			t.Fatal(err)
+		}
+		if got := excludes(find(p.Spec.InitContainers, "istio-init"), "9816"); got != want {
+			t.Errorf("with %s the port of the watchdog is excluded: %t, want %t", ports, got, want)
+		}
+	}
+}
+
 // TestDefaultTemplates has the watchdog in all injected pods by the settings of
 // deploy/, and in none without them.
 func TestDefaultTemplates(t *testing.T) {
@@ -105,7 +146,7 @@ func TestDefaultTemplates(t *testing.T) {
 // within bounds a wait for istiod to have read its configuration.
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -2,6 +2,7 @@ package meshtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,7 +69,7 @@ func startForComparison(ctx context.Context, cfg mesh.Config) (*mesh.ControlPlan
 		err = plane.Configure(ctx, append(cfg.Operators, file)...)
 	}
 	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
 		err = mesh.Await(ctx, "the older templates", func(ctx context.Context) error {
 			_, err := plane.Kubectl(ctx, barePod("default", map[string]string{"inject.istio.io/templates": "older,spire"}), "create", "--dry-run=server", "-f", "-")
@@ -95,7 +96,12 @@ func withOlderTemplates(ctx context.Context, plane *mesh.ControlPlane) (string, 
 		"  - emptyDir:\n    name: workload-certs\n", "",
 	).Replace(stock)
 	if strings.Contains(older, "workload-certs") {
-		return "", fmt.Errorf("Istio's template mounts workload-certs in another way than this test knows")
+		return "", errors.New("Istio's template mounts workload-certs in another way than this test knows")
+	}
+	// The same volume, said in the way in which a merge keeps it.
+	explicit := strings.Replace(stock, "  - emptyDir:\n    name: workload-socket\n", "  - emptyDir: {}\n    name: workload-socket\n", 1)
+	if explicit == stock {
+		return "", errors.New("Istio's template has the volume workload-socket in another way than this test knows")
 	}
 	spire := `spec:
   containers:
@@ -111,7 +117,7 @@ func withOlderTemplates(ctx context.Context, plane *mesh.ControlPlane) (string, 
 `
 	file := filepath.Join(plane.Dir(), "older-templates.yaml")
 	text := "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  values:\n    sidecarInjectorWebhook:\n      templates:\n" +
-		"        older: |\n" + indent(older, 10) + "        spire: |\n" + indent(spire, 10)
+		"        older: |\n" + indent(older, 10) + "        explicit: |\n" + indent(explicit, 10) + "        spire: |\n" + indent(spire, 10)
 	return file, os.WriteFile(file, []byte(text), 0o600)
 }
 

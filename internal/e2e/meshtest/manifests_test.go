@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -98,11 +99,6 @@ func TestKustomize(t *testing.T) {
 			if strings.TrimSpace(text) == "" {
 				t.Fatal("it makes nothing")
 			}
-			if file := os.Getenv("MERGED_PODS"); file != "" {
-				if err := os.WriteFile(filepath.Join(file, "kustomize-"+strings.ReplaceAll(name, "/", "-")+".yaml"), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
 			args := []string{"apply", "--server-side", "--validate=strict", "-f", "-"}
 			if !regexp.MustCompile(`(?m)^  namespace: `).MatchString(text) {
 				args = append(args, "--namespace", "monitoring")
@@ -113,5 +109,34 @@ func TestKustomize(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTheScrapesLabelAlike: the rules rely on the same labels, whoever scrapes.
+func TestTheScrapesLabelAlike(t *testing.T) {
+	plain, err := os.ReadFile(filepath.Join(root, "deploy", "prometheus", "scrape-config.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor := podMonitor(t)
+	targets := func(text string) map[string]bool {
+		all := map[string]bool{}
+		for _, match := range regexp.MustCompile(`target_?[lL]abel: (\w+)`).FindAllStringSubmatch(text, -1) {
+			all[match[1]] = true
+		}
+		return all
+	}
+	want := targets(string(plain))
+	want["job"] = true // the plain one has it by its name
+	// These the operator sets by itself.
+	delete(want, "namespace")
+	delete(want, "pod")
+	if got := targets(monitor); !reflect.DeepEqual(got, want) {
+		t.Errorf("podmonitor.yaml sets %v, scrape-config.yaml %v", got, want)
+	}
+	for _, rule := range regexp.MustCompile(`regex: \S*[;(]\S*`).FindAllString(monitor, -1) {
+		if !strings.Contains(string(plain), rule) {
+			t.Errorf("podmonitor.yaml has %q, which scrape-config.yaml has not", rule)
+		}
 	}
 }

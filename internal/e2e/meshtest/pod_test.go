@@ -22,7 +22,7 @@ func asJSON(value any) string {
 // pod is one that the API server has accepted.
 type pod struct {
 	Metadata struct {
-		Name        string            `json:"name"`
+		Namespace   string            `json:"namespace"`
 		Labels      map[string]string `json:"labels"`
 		Annotations map[string]string `json:"annotations"`
 	} `json:"metadata"`
