@@ -117,13 +117,23 @@ func Start(t testing.TB, cfg Config) *Prometheus {
 	file := filepath.Join(dir, "prometheus.yaml")
 	write(t, file, config)
 
-	elsewhere := cfg.Elsewhere
+	return start(t, path, file, factor, cfg.Elsewhere)
+}
+
+// StartFile starts a Prometheus with a configuration file.
+func StartFile(t testing.TB, file string) *Prometheus {
+	t.Helper()
+	return start(t, neighbour.Installed(t, "prometheus", "prometheus"), file, 1, nil)
+}
+
+func start(t testing.TB, path, file string, factor int, elsewhere *Elsewhere) *Prometheus {
+	t.Helper()
 	if elsewhere == nil {
 		address := freeAddress(t)
 		elsewhere = &Elsewhere{Listen: address, Reach: address}
 	}
 	p := &Prometheus{t: t, URL: "http://" + elsewhere.Reach}
-	command := append(slices.Clone(elsewhere.Command), path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	command := append(slices.Clone(elsewhere.Command), path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(t.TempDir(), "data"),
 		"--web.listen-address="+elsewhere.Listen, "--query.lookback-delta="+(lookback/time.Duration(factor)).String(),
 		"--rules.alert.resend-delay="+(time.Minute/time.Duration(factor)).String())
 	p.Process = neighbour.Start(t, command[0], command[1:]...)
