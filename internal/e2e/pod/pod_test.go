@@ -50,15 +50,15 @@ func TestRealPod(t *testing.T) {
 	r := run(t, identities, map[string]string{
 		"SVID_WATCHDOG_ROTATION_GRACE": grace.String(), "SVID_WATCHDOG_ENVOY_POLL_INTERVAL": "1s", "SVID_WATCHDOG_ENVOY_BUDGET": "50",
 	})
-	v := r.until(ttl+slack, "health and a first certificate at every stage", func(v rotation.Verdict) bool {
-		return v.State == rotation.Healthy && v.Stage(rotation.Served).Certificate != nil
+	v := r.until(ttl+slack, "health, a first certificate at every stage, and Envoy's statistics", func(v rotation.Verdict) bool {
+		return v.State == rotation.Healthy && v.Stage(rotation.Served).Certificate != nil && v.Envoy.StatsVisible
 	})
 	for _, stage := range rotation.Stages() {
 		if c := v.Stage(stage).Certificate; c == nil || c.SPIFFEID != workloadID {
 			t.Errorf("%s: %+v", stage, c)
 		}
 	}
-	if v.Envoy.Version != "1.40.0" || !v.Envoy.StatsVisible || v.IdentityMode != rotation.ModeExternalSDS || v.NextStart != rotation.StartLeavesSocket {
+	if v.Envoy.Version != "1.40.0" || v.IdentityMode != rotation.ModeExternalSDS || v.NextStart != rotation.StartLeavesSocket {
 		t.Errorf("%+v, %s, %s", v.Envoy, v.IdentityMode, v.NextStart)
 	}
 	memory := r.cgroup("svid-watchdog")
