@@ -400,6 +400,28 @@ func TestGate(t *testing.T) {
 		}
 		ask("max_over_time("+gate+labels+"[100h])", labels, minutes, truth(story.ever))
 	}
+	// The last rule by itself: a day that is not whole proves nothing, be it that
+	// the rules are new or that Prometheus was down.
+	day := promtoolTest{Interval: "1m"}
+	for namespace, undisturbed := range map[string]struct {
+		values string
+		gate   float64
+	}{
+		"whole":  {"1x1500", 1},
+		"new":    {"_x1200 1x300", 0},
+		"broken": {"1x600 stale _x15 1x884", 0},
+		"failed": {"1x600 0 1x900", 0},
+	} {
+		for name, values := range map[string]string{"namespace:svid_watchdog_rotation_proven:bool": "1x1500", "namespace:svid_watchdog_undisturbed:bool": undisturbed.values} {
+			day.Series = append(day.Series, promtoolSeries{fmt.Sprintf("%s{namespace=%q}", name, namespace), values})
+		}
+		labels := fmt.Sprintf("{namespace=%q}", namespace)
+		day.Queries = append(day.Queries, promtoolQuery{
+			Expr: gate + labels, At: "1498m", Samples: []promtoolSample{{Labels: gate + labels, Value: undisturbed.gate}},
+		})
+	}
+	file.Tests = append(file.Tests, day)
+
 	// The gate and what it rests on.
 	rules := prom.ShippedRules(t)
 	for i := range rules.Groups {
