@@ -156,9 +156,11 @@ func notation(values []float64) string {
 }
 
 type promtoolFile struct {
-	RuleFiles []string       `yaml:"rule_files"`
-	Interval  string         `yaml:"evaluation_interval"`
-	Tests     []promtoolTest `yaml:"tests"`
+	RuleFiles []string `yaml:"rule_files"`
+	Interval  string   `yaml:"evaluation_interval"`
+	// Order is the order of the groups, which promtool otherwise draws by lot.
+	Order []string       `yaml:"group_eval_order"`
+	Tests []promtoolTest `yaml:"tests"`
 }
 
 type promtoolTest struct {
@@ -365,7 +367,9 @@ func TestGate(t *testing.T) {
 	const gate = `namespace:svid_watchdog_cronjob_droppable:bool`
 	// promtool holds 10,000 samples at once, which a day of all stories exceeds.
 	const together = 18
-	file := promtoolFile{RuleFiles: []string{"rules.yaml"}, Interval: "1m"}
+	file := promtoolFile{
+		RuleFiles: []string{"rules.yaml"}, Interval: "1m", Order: []string{"svid-watchdog-records", "svid-watchdog-cronjob-gate"},
+	}
 	for i, name := range slices.Sorted(maps.Keys(stories)) {
 		if i%together == 0 {
 			file.Tests = append(file.Tests, promtoolTest{Interval: "1m"})

@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"svid-watchdog/internal/e2e/fleet"
 	"svid-watchdog/internal/e2e/sidecar"
+	"svid-watchdog/internal/rotation"
 )
 
 func TestMain(m *testing.M) { os.Exit(sidecar.Main(m)) }
@@ -48,6 +50,11 @@ func TestWhoIsWoken(t *testing.T) {
 	t.Parallel()
 	w := watched{fleet.Start(t, fleet.Pods()...)}
 	frontEnd, onNode1 := w.Members[:2], w.Members[:3]
+	w.Until(2*fleet.Renewal, "new certificates, so that none grows old in what follows", func() bool {
+		return !slices.ContainsFunc(onNode1, func(m *fleet.Member) bool {
+			return *m.Watchdog.Verdict().Stage(rotation.Delivered).AgeSeconds > fleet.Renewal.Seconds()/2
+		})
+	})
 
 	// tbot ends on node-1: one page for the node, none of its three pods.
 	w.Inject("socket-gone", onNode1...)
@@ -57,7 +64,7 @@ func TestWhoIsWoken(t *testing.T) {
 			"SVIDWatchdogSDSStreamDown(front-end-2)", "SVIDWatchdogSDSStreamDown(carts-1)")
 	})
 	w.Heal("socket-gone", onNode1...)
-	w.Until(2*fleet.Slack, "the node's recovery to be told, and all to be calm", func() bool {
+	w.Until(4*fleet.Slack, "the node's recovery to be told, and all to be calm", func() bool {
 		return len(w.Mailbox.Received()) >= 2 && len(w.Prometheus.Alerts()) == 0
 	})
 	want := []string{
@@ -75,7 +82,7 @@ func TestWhoIsWoken(t *testing.T) {
 	// warning once it pages.
 	seen := len(w.Mailbox.Received())
 	w.Inject("tbot-resend", frontEnd...)
-	w.Until(w.Members[0].TTL()+fleet.Slack, "the page for front-end, and the rest to be held back", func() bool {
+	w.Until(fleet.TTL+fleet.Slack, "the page for front-end, and the rest to be held back", func() bool {
 		paged := slices.ContainsFunc(w.notified(seen), func(told string) bool { return strings.HasPrefix(told, "svid-watchdog-pages") })
 		return paged && w.held("SVIDWatchdogDeliveryOverdue(front-end-1)", "SVIDWatchdogDeliveryOverdue(front-end-2)",
 			"SVIDWatchdogHollowUpdates(front-end-1)", "SVIDWatchdogCertificateExpiring()")
@@ -85,7 +92,7 @@ func TestWhoIsWoken(t *testing.T) {
 		t.Errorf("hollow updates seen on Envoy 1.40.0\n%s", w)
 	}
 	w.Heal("tbot-resend", frontEnd...)
-	w.Until(2*fleet.Slack, "all to be calm", func() bool {
+	w.Until(4*fleet.Slack, "all to be calm", func() bool {
 		return len(w.Prometheus.Alerts()) == 0 && len(w.notified(seen)) >= 6
 	})
 	want = []string{
@@ -106,14 +113,11 @@ func TestWhoIsWoken(t *testing.T) {
 		t.Errorf("the page does not tell what to do: %+v", page)
 	}
 
-	// The certificates of carts-2 live for an hour, less than half of the window.
-	w.Until(2*fleet.Slack, "carts-2 to have proven its rotation", func() bool {
+	// When the window has passed, rotation is proven where nothing happened. Without
+	// a calm day the gate is shut all the same.
+	w.Until(150*time.Minute/fleet.Factor, "carts-2 to have proven its rotation", func() bool {
 		return len(w.Prometheus.MustQuery(`pod:svid_watchdog_rotation_proven:bool{pod="carts-2", workload="carts", node="node-2"} == 1`)) == 1
 	})
-	// Those of the others live for two, so that nothing is proven: the gate is shut.
-	if proven := w.Prometheus.MustQuery(`pod:svid_watchdog_rotation_proven:bool{node="node-1"}`); len(proven) > 0 {
-		t.Errorf("proven in less than two lifetimes: %v", proven)
-	}
 	if gate := w.Prometheus.MustQuery(`namespace:svid_watchdog_cronjob_droppable:bool`); len(gate) != 1 || gate[0].Value != 0 {
 		t.Errorf("the gate: %v", gate)
 	}
