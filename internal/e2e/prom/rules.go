@@ -87,7 +87,12 @@ func Durations(expr string) []string {
 	return found
 }
 
-// Faster divides every duration of the rules by a factor.
+// reconnected is when all watchdogs have found a server again that is back: they
+// wait up to half a minute, and that cannot be made faster.
+const reconnected = model.Duration(45 * time.Second)
+
+// Faster divides every duration of the rules by a factor. Only keep_firing_for,
+// which is there to bridge the time until all have reconnected, stays that long.
 func (r Rules) Faster(factor int) (Rules, error) {
 	var faster Rules
 	for _, g := range r.Groups {
@@ -95,7 +100,7 @@ func (r Rules) Faster(factor int) (Rules, error) {
 		var rules []Rule
 		for _, rule := range g.Rules {
 			rule.For /= model.Duration(factor)
-			rule.KeepFiring /= model.Duration(factor)
+			rule.KeepFiring = max(rule.KeepFiring/model.Duration(factor), min(rule.KeepFiring, reconnected))
 			var failed error
 			rule.Expr = inExpression.ReplaceAllStringFunc(rule.Expr, func(part string) string {
 				return duration.ReplaceAllStringFunc(part, func(text string) string {
