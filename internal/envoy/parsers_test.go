@@ -14,9 +14,12 @@ import (
 	"io"
 	"math/big"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"svid-watchdog/internal/rotation"
 )
 
 func body(s string) *boundedReader {
@@ -378,6 +381,21 @@ func FuzzContexts(f *testing.F) {
 		if err == nil && len(c.Leaves) > maxDistinctLeaves {
 			t.Errorf("%d leaves", len(c.Leaves))
 		}
+		if elements, broken := elementsPlainly(data, "certificates"); broken == nil && len(data) < maxElement {
+			plain, index := &rotation.Contexts{}, make(map[key]int)
+			for _, e := range elements {
+				leaves, bad := contextLeaves(e, index, plain)
+				if bad != nil {
+					return
+				}
+				for _, i := range leaves {
+					plain.Leaves[i].Contexts++
+				}
+			}
+			if !reflect.DeepEqual(c, plain) {
+				t.Errorf("%+v, %v, want %+v", c, err, plain)
+			}
+		}
 	})
 }
 
@@ -385,8 +403,20 @@ func FuzzClusters(f *testing.F) {
 	addRecorded(f, "clusters")
 	f.Add([]byte(`{"cluster_statuses":[` + clusterJSON + `]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if c, err := readSDSCluster(fuzzBody(data), "sds-grpc"); err == nil && !c.Found && c.Requests > 0 {
+		c, err := readSDSCluster(fuzzBody(data), "sds-grpc")
+		if err == nil && !c.Found && c.Requests > 0 {
 			t.Error("requests of a host that was not found")
+		}
+		if elements, broken := elementsPlainly(data, "cluster_statuses"); broken == nil && len(data) < maxElement {
+			plain := &rotation.SDSCluster{}
+			for _, e := range elements {
+				if bad := addCluster(plain, e, "sds-grpc"); bad != nil {
+					return
+				}
+			}
+			if !reflect.DeepEqual(c, plain) {
+				t.Errorf("%+v, %v, want %+v", c, err, plain)
+			}
 		}
 	})
 }
