@@ -325,6 +325,8 @@ func (p *pipe) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	select {
 	case p.conns <- a:
 		return b, nil
+	case <-p.done:
+		return nil, net.ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
