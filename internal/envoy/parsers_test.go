@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -342,6 +343,17 @@ func TestTooManyLeaves(t *testing.T) {
 	}
 	answer.WriteString(`]}`)
 	if _, err := readContexts(body(answer.String())); !errors.Is(err, errTooManyLeaves) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTooManySecrets(t *testing.T) {
+	leaf, _ := chain(t, testID)
+	element := identityJSON("default", "1", "2026-11-23T20:16:04.645Z", pemOf(leaf))
+	if s, err := readActiveSecrets(body(dumpOf(slices.Repeat([]string{element}, maxProviders)...)), "default", "ROOTCA"); err != nil || len(s.Identity) != maxProviders {
+		t.Errorf("%d secrets: %v", maxProviders, err)
+	}
+	if _, err := readActiveSecrets(body(dumpOf(slices.Repeat([]string{element}, maxProviders+1)...)), "default", "ROOTCA"); !errors.Is(err, errTooManySecrets) {
 		t.Errorf("%v", err)
 	}
 }
