@@ -53,10 +53,10 @@ func main() {
 		"stats":       says(""),
 		"secrets":     says(`{"configs":[` + identity(pemOf(leaf, ca)) + `,` + bundle(pemOf(ca)) + `]}`),
 		"warming":     says(`{}`),
-		"certs":       says(`{"certificates":[` + context1("abc") + `]}`),
+		"certs":       says(`{"certificates":[` + tlsContext + `]}`),
 		"clusters":    says(`{"cluster_statuses":[` + cluster("sds-grpc") + `]}`),
 	}}
-	listener, err := net.Listen("tcp", os.Args[1])
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", os.Args[1])
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func modes(leaf, ca []byte) []struct {
 	}{
 		{"healthy", nil},
 		{"ten thousand clusters", answers{
-			"certs":    repeat(`{"certificates":[`, context1("abc")+",", 10_000, context1("abc")+"]}"),
+			"certs":    repeat(`{"certificates":[`, tlsContext+",", 10_000, tlsContext+"]}"),
 			"clusters": repeat(`{"cluster_statuses":[`, cluster("outbound|8080||service.namespace.svc.cluster.local")+",", 10_000, cluster("sds-grpc")+"]}"),
 		}},
 		{"a trust bundle of a thousand authorities", answers{
@@ -154,7 +154,7 @@ func modes(leaf, ca []byte) []struct {
 			"secrets": says(`{"configs":[` + id + `,` + bundle(strings.Repeat(pemOf(ca), (3<<18)/len(pemOf(ca))-10)) + `]}`),
 		}},
 		{"secrets without end", answers{"secrets": endless(`{"configs":[`, id+",")}},
-		{"certificates without end", answers{"certs": endless(`{"certificates":[`, context1("abc")+",")}},
+		{"certificates without end", answers{"certs": endless(`{"certificates":[`, tlsContext+",")}},
 		{"one certificate without end", answers{"certs": endless(`{"certificates":[{"cert_chain":[{"path":"`, "aaaaaaaaaaaaaaaa")}},
 		{"one array in another without end", answers{"secrets": endless(`{"configs":[`, "[[[[[[[["), "certs": endless(`{"certificates":[`, "[[[[[[[[")}},
 		{"clusters with large elements", answers{
@@ -233,9 +233,9 @@ func bundle(authorities string) string {
 		base64.StdEncoding.EncodeToString([]byte(authorities)))
 }
 
-func context1(serial string) string {
-	return fmt.Sprintf(`{"ca_cert":[],"cert_chain":[{"path":"<inline>","serial_number":%q,"subject_alt_names":[{"uri":%q}],"days_until_expiration":"0","valid_from":"2026-11-23T20:00:00Z","expiration_time":"2026-11-23T21:00:00Z"}]}`, serial, workload)
-}
+// tlsContext is one element of /certs.
+const tlsContext = `{"ca_cert":[],"cert_chain":[{"path":"<inline>","serial_number":"0abc","subject_alt_names":[{"uri":"` + workload + `"}],` +
+	`"days_until_expiration":"0","valid_from":"2026-11-23T20:00:00Z","expiration_time":"2026-11-23T21:00:00Z"}]}`
 
 func cluster(name string) string {
 	return fmt.Sprintf(`{"name":%q,"observability_name":%[1]q,"host_statuses":[{"stats":[{"name":"cx_connect_fail"},{"value":"7","name":"rq_total"},{"type":"GAUGE","value":"1","name":"cx_active"},{"type":"GAUGE","value":"2","name":"rq_active"}]}]}`, name)
