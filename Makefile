@@ -63,8 +63,13 @@ image: dist ## Build the container images with buildah, docker or podman
 	IMAGE=$(IMAGE) VERSION=$(VERSION) tools/image $(PLATFORMS)
 
 .PHONY: bench
-bench: ## Run the benchmarks
-	go test -run '^$$' -bench . -benchmem ./...
+bench: ## Measure what it costs and rewrite the tables of docs/footprint.md; BENCH=memory for one part
+	tools/neighbours envoy spiffe-helper || true
+	go run ./tools/bench $(BENCH)
+
+.PHONY: microbench
+microbench: ## Run the Go benchmarks of the hot paths, ready for benchstat
+	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),1) ./...
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for 20 seconds

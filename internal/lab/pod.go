@@ -34,7 +34,10 @@ type Config struct {
 	AllStats bool
 	// SecondProvider gives a real Envoy two providers of each secret.
 	SecondProvider bool
-	Log            *slog.Logger
+	// Clusters is how many upstream clusters of a real Envoy have a TLS
+	// context, 2 if zero.
+	Clusters int
+	Log      *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -103,7 +106,7 @@ func (p *Pod) start(ctx context.Context) (err error) {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, Clusters: p.cfg.Clusters, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}
