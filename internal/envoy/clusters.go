@@ -37,8 +37,7 @@ func readSDSCluster(body io.Reader, cluster string) (*rotation.SDSCluster, error
 	sds := &rotation.SDSCluster{}
 	wanted := []byte(cluster)
 	err := eachElement(body, "cluster_statuses", func(element []byte) error {
-		// Where nothing is escaped, a name stands as it is.
-		if !bytes.Contains(element, wanted) && bytes.IndexByte(element, '\\') < 0 {
+		if isAnother(element, wanted) {
 			return nil
 		}
 		return addCluster(sds, element, cluster)
@@ -47,6 +46,18 @@ func readSDSCluster(body io.Reader, cluster string) (*rotation.SDSCluster, error
 		return nil, err
 	}
 	return sds, nil
+}
+
+// isAnother tells, without decoding it, that an element is another cluster.
+// Where nothing is escaped a name stands as it is, and Envoy prints it first,
+// by the order of the fields in admin/v3/clusters.proto.
+func isAnother(element, wanted []byte) bool {
+	if rest, ok := bytes.CutPrefix(element, []byte(`{"name":"`)); ok {
+		if end := bytes.IndexByte(rest, '"'); end >= 0 && bytes.IndexByte(rest[:end], '\\') < 0 {
+			return !bytes.Equal(rest[:end], wanted)
+		}
+	}
+	return !bytes.Contains(element, wanted) && bytes.IndexByte(element, '\\') < 0
 }
 
 // addCluster adds the counters of an element, if it is the named cluster.

@@ -70,7 +70,7 @@ func eachElement(body io.Reader, key string, take func(element []byte) error) er
 }
 
 // scanWindow is how much of an answer is held, unless an element is longer.
-const scanWindow = 16 << 10
+const scanWindow = 64 << 10
 
 // scanner reads JSON through a window.
 type scanner struct {
@@ -208,39 +208,57 @@ func (s *scanner) again(object []byte) (bool, error) {
 
 // skip passes a value.
 func (s *scanner) skip() error {
+	c, err := s.peek()
+	switch {
+	case err != nil:
+		return err
+	case c == '"':
+		return s.text()
+	case c != '{' && c != '[':
+		return s.literal()
+	}
 	for depth := 0; ; {
-		c, err := s.peek()
-		if err != nil {
-			return err
-		}
-		switch c {
-		case '{', '[':
-			depth++
-			s.pos++
-		case '}', ']':
-			if depth--; depth < 0 {
-				return s.unexpected(c)
+		seen := s.buf[:s.end]
+		for i := s.pos; i < len(seen); {
+			c := seen[i]
+			if !marks[c] {
+				i++
+				continue
 			}
-			s.pos++
-		case ',', ':':
-			if depth == 0 {
-				return s.unexpected(c)
+			s.run = 0
+			if c == '"' {
+				end := i + 1
+				for end < len(seen) && seen[end] != '"' && seen[end] != '\\' {
+					end++
+				}
+				if end < len(seen) && seen[end] == '"' {
+					i = end + 1
+					continue
+				}
+				s.pos = i
+				if err := s.text(); err != nil {
+					return err
+				}
+				seen, i = s.buf[:s.end], s.pos
+				continue
 			}
-			s.pos++
-		case '"':
-			err = s.text()
-		default:
-			err = s.literal()
+			i++
+			if c == '{' || c == '[' {
+				depth++
+			} else if depth--; depth == 0 {
+				s.pos = i
+				return nil
+			}
 		}
-		if err != nil {
+		s.pos = s.end
+		if err := s.fill(); err != nil {
 			return err
-		}
-		s.run = 0
-		if depth == 0 {
-			return nil
 		}
 	}
 }
+
+// marks are the bytes that say where a value ends.
+var marks = [256]bool{'{': true, '}': true, '[': true, ']': true, '"': true}
 
 // text passes a string.
 func (s *scanner) text() error {

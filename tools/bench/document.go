@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -90,9 +91,10 @@ func machine() string {
 		cpu = runtime.GOARCH
 	}
 	kernel := first(`^(\d+\.\d+)`, "/proc/sys/kernel/osrelease")
-	memory := first(`(?m)^MemTotal:\s*(\d+)`, "/proc/meminfo")
-	var kib float64
-	fmt.Sscan(memory, &kib)
+	kib, err := strconv.ParseFloat(first(`(?m)^MemTotal:\s*(\d+)`, "/proc/meminfo"), 64)
+	if err != nil {
+		kib = 0
+	}
 	load := first(`^(\S+)`, "/proc/loadavg")
 	return fmt.Sprintf("Measured on %d cores (%s), %.0f GiB of memory, Linux %s, %s. The load average was %s at the end.",
 		runtime.NumCPU(), cpu, kib/(1<<20), kernel, runtime.Version(), load)

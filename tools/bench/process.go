@@ -22,8 +22,7 @@ import (
 // output runs a program and returns what it prints.
 func output(ctx context.Context, path string, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, path, args...).Output()
-	var failed *exec.ExitError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
 		return "", fmt.Errorf("%s: %w: %s", filepath.Base(path), err, failed.Stderr)
 	}
 	return string(out), err

@@ -169,7 +169,7 @@ func (b *bench) watch(ctx context.Context, pods []*pod, main *pod) error {
 			return err
 		}
 	}
-	peers, stop, err := b.startPeers(main)
+	peers, stop, err := b.startPeers(ctx, main)
 	defer stop()
 	if err != nil {
 		return err
@@ -282,7 +282,7 @@ type peer struct {
 }
 
 // startPeers starts what the watchdog, the first, is compared with.
-func (b *bench) startPeers(main *pod) (peers []peer, stop func(), err error) {
+func (b *bench) startPeers(ctx context.Context, main *pod) (peers []peer, stop func(), err error) {
 	var started []*process
 	stop = func() {
 		for _, p := range started {
@@ -300,11 +300,17 @@ func (b *bench) startPeers(main *pod) (peers []peer, stop func(), err error) {
 	}
 	started = append(started, floor)
 	peers = append(peers, peer{process: floor, name: "the floor", url: "http://" + address + "/metrics"})
+	if err := until(ctx, 20*time.Second, "the floor to listen", func() bool {
+		_, err := get(ctx, peers[1].url)
+		return err == nil
+	}); err != nil {
+		return nil, stop, fmt.Errorf("%w: %s", err, floor.log.String())
+	}
 
 	helper := filepath.Join(b.root, ".neighbours/bin/spiffe-helper")
 	if _, err := os.Stat(helper); err != nil {
 		log.Print("no spiffe-helper here")
-		return peers, stop, nil
+		return peers, stop, nil //nolint:nilerr // the table says so
 	}
 	config := filepath.Join(b.scratch, "helper.conf")
 	text := fmt.Sprintf("agent_address = %q\ncert_dir = %q\nsvid_file_name = \"svid.pem\"\nsvid_key_file_name = \"key.pem\"\nsvid_bundle_file_name = \"bundle.pem\"\n",
@@ -596,7 +602,7 @@ const byHand = `curl -s %s/config_dump | jq -r '[.configs[] | select(."@type" | 
 func (b *bench) curlAndJQ(ctx context.Context, p *pod) (d dumpCost, err error) {
 	for _, program := range []string{"curl", "jq"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return dumpCost{envoy: "no " + program + " here", text: "no " + program + " here"}, nil
+			return dumpCost{envoy: "no " + program + " here", text: "no " + program + " here"}, nil //nolint:nilerr // the table says so
 		}
 	}
 	before, err := cpu(p.envoy.PID())
