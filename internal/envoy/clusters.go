@@ -52,12 +52,18 @@ func readSDSCluster(body io.Reader, cluster string) (*rotation.SDSCluster, error
 // Where nothing is escaped a name stands as it is, and Envoy prints it first,
 // by the order of the fields in admin/v3/clusters.proto.
 func isAnother(element, wanted []byte) bool {
-	if rest, ok := bytes.CutPrefix(element, []byte(`{"name":"`)); ok {
-		if end := bytes.IndexByte(rest, '"'); end >= 0 && bytes.IndexByte(rest[:end], '\\') < 0 {
-			return !bytes.Equal(rest[:end], wanted)
+	rest := element
+	for _, token := range []string{`{`, `"name"`, `:`, `"`} {
+		var ok bool
+		if rest, ok = bytes.CutPrefix(bytes.TrimLeft(rest, " \n"), []byte(token)); !ok {
+			return !bytes.Contains(element, wanted) && bytes.IndexByte(element, '\\') < 0
 		}
 	}
-	return !bytes.Contains(element, wanted) && bytes.IndexByte(element, '\\') < 0
+	end := bytes.IndexAny(rest, `"\`)
+	if end < 0 || rest[end] == '\\' {
+		return false
+	}
+	return !bytes.Equal(rest[:end], wanted)
 }
 
 // addCluster adds the counters of an element, if it is the named cluster.

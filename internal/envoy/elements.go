@@ -218,39 +218,46 @@ func (s *scanner) skip() error {
 		return s.literal()
 	}
 	for depth := 0; ; {
-		seen := s.buf[:s.end]
-		for i := s.pos; i < len(seen); {
-			c := seen[i]
-			if !marks[c] {
+		// Local, and in tight loops: this is where the time goes.
+		seen, i, progress := s.buf[:s.end], s.pos, false
+		for {
+			for i < len(seen) && !marks[seen[i]] {
 				i++
-				continue
 			}
-			s.run = 0
-			if c == '"' {
-				end := i + 1
-				for end < len(seen) && seen[end] != '"' && seen[end] != '\\' {
-					end++
+			if i == len(seen) {
+				break
+			}
+			progress = true
+			c := seen[i]
+			i++
+			switch {
+			case c == '"':
+				begin := i
+				for i < len(seen) && seen[i] != '"' && seen[i] != '\\' {
+					i++
 				}
-				if end < len(seen) && seen[end] == '"' {
-					i = end + 1
+				if i < len(seen) && seen[i] == '"' {
+					i++
 					continue
 				}
-				s.pos = i
+				s.pos = begin - 1
 				if err := s.text(); err != nil {
 					return err
 				}
 				seen, i = s.buf[:s.end], s.pos
-				continue
-			}
-			i++
-			if c == '{' || c == '[' {
+			case c == '{' || c == '[':
 				depth++
-			} else if depth--; depth == 0 {
-				s.pos = i
-				return nil
+			default:
+				if depth--; depth == 0 {
+					s.pos, s.run = i, 0
+					return nil
+				}
 			}
 		}
 		s.pos = s.end
+		if progress {
+			s.run = 0
+		}
 		if err := s.fill(); err != nil {
 			return err
 		}

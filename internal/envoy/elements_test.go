@@ -135,17 +135,24 @@ func (m *mesh) Read(p []byte) (int, error) {
 // and as indented.
 func certsOf(n int) *mesh {
 	element := `{"ca_cert":[{"path":"<inline>","serial_number":"4a5d0c8f5b1c34ab3c50b5d0d7d0b1a3","subject_alt_names":[{"uri":"spiffe://example.test"}],"days_until_expiration":"3649","valid_from":"2026-11-23T20:00:00Z","expiration_time":"2036-11-20T20:00:00Z"}],"cert_chain":[{"path":"<inline>","serial_number":"00e3d4a1c2b5f6978812334455667788","subject_alt_names":[{"uri":"spiffe://example.test/ns/shop/sa/front-end"}],"days_until_expiration":"0","valid_from":"2026-11-23T20:00:00Z","expiration_time":"2026-11-23T21:00:00Z"}]}`
-	var indented bytes.Buffer
-	if err := json.Indent(&indented, []byte(element), "  ", " "); err != nil {
+	element = indented(element)
+	return &mesh{head: "{\n \"certificates\": [\n  ", element: element + ",\n  ", last: element, tail: "\n ]\n}\n", elements: n}
+}
+
+// indented is an element as Envoy prints it.
+func indented(element string) string {
+	var out bytes.Buffer
+	if err := json.Indent(&out, []byte(element), "  ", " "); err != nil {
 		panic(err) // the test's own
 	}
-	return &mesh{head: "{\n \"certificates\": [\n  ", element: indented.String() + ",\n  ", last: indented.String(), tail: "\n ]\n}\n", elements: n}
+	return out.String()
 }
 
 // clustersOf is /clusters of an Envoy that does not honour the filter.
 func clustersOf(n int) *mesh {
 	element := `{"name":"outbound|8080||service-#12345678.namespace-56.svc.cluster.local","added_via_api":true,"host_statuses":[{"address":{"socket_address":{"address":"10.10.10.10","port_value":8080}},"stats":[{"name":"cx_connect_fail"},{"value":"12","name":"cx_total"},{"name":"rq_error"},{"name":"rq_success","value":"10042"},{"name":"rq_timeout"},{"value":"10042","name":"rq_total"},{"type":"GAUGE","value":"2","name":"cx_active"},{"type":"GAUGE","name":"rq_active"},{"type":"GAUGE","name":"rq_pending_active"}],"health_status":{"eds_health_status":"HEALTHY"},"weight":1,"locality":{"region":"region-1","zone":"zone-1a"}}],"circuit_breakers":{"thresholds":[{"max_connections":4294967295,"max_pending_requests":4294967295,"max_requests":4294967295,"max_retries":4294967295},{"priority":"HIGH","max_connections":1024,"max_pending_requests":1024,"max_requests":1024,"max_retries":3}]},"observability_name":"outbound|8080||service-#12345678.namespace-56.svc.cluster.local;","eds_service_name":"outbound|8080||service-#12345678.namespace-56.svc.cluster.local"}`
-	return &mesh{head: `{"cluster_statuses":[`, element: element + ",", last: clusterJSON, tail: `]}`, elements: n}
+	element = indented(element)
+	return &mesh{head: "{\n \"cluster_statuses\": [\n  ", element: element + ",\n  ", last: clusterJSON, tail: "\n ]\n}\n", elements: n}
 }
 
 // allocated is what f allocates, in bytes and in objects.
