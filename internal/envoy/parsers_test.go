@@ -322,7 +322,7 @@ func TestEndlessElement(t *testing.T) {
 		if strings.HasSuffix(prefix, ":") {
 			fill = ' '
 		}
-		b := &boundedReader{r: &endless{strings.NewReader(prefix), fill}, total: 1 << 40, part: maxElement}
+		b := &boundedReader{r: &endless{strings.NewReader(prefix), fill}, total: 1 << 40, part: 1 << 40}
 		if _, err := readContexts(b); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%q: %v", prefix, err)
 		}

@@ -458,11 +458,16 @@ func TestNoResumption(t *testing.T) {
 			return err
 		}
 		defer response.Body.Close()
+		if response.TLS.DidResume {
+			t.Error("a session was resumed")
+		}
 		_, err = io.Copy(io.Discard, response.Body)
 		return err
 	}
-	if err := get(); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if err := get(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	write(t, path, fmt.Sprintf(text, "somebody.else"))
 	if err := get(); err == nil {
