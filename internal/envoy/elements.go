@@ -230,8 +230,8 @@ func (s *scanner) skip() error {
 			progress = true
 			c := seen[i]
 			i++
-			switch {
-			case c == '"':
+			switch c {
+			case '"':
 				begin := i
 				for i < len(seen) && seen[i] != '"' && seen[i] != '\\' {
 					i++
@@ -245,7 +245,7 @@ func (s *scanner) skip() error {
 					return err
 				}
 				seen, i = s.buf[:s.end], s.pos
-			case c == '{' || c == '[':
+			case '{', '[':
 				depth++
 			default:
 				if depth--; depth == 0 {
