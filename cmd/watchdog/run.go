@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"runtime/debug"
 	"strings"
 
 	"svid-watchdog/internal/watchdog"
@@ -20,11 +18,6 @@ const (
 	exitFailure  = 1
 	exitBadUsage = 64 // EX_USAGE of sysexits.h
 )
-
-// gcPercent trades a little CPU for a heap that stays near what is live: at
-// rest the watchdog allocates little, and memory is what a sidecar is asked
-// about. GOGC in the environment wins.
-const gcPercent = 50
 
 const usage = `svid-watchdog tells whether certificate rotation really works.
 
@@ -70,9 +63,7 @@ func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.
 		fmt.Fprintf(stderr, "watchdog: %s; see watchdog --help\n", oneLine(err))
 		return exitBadUsage
 	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	defer beFrugal()()
 	log := slog.New(o.handler(stderr))
 	o.watchdog.Build = build()
 	w, err := watchdog.New(o.watchdog, log)

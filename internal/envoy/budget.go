@@ -6,6 +6,11 @@ import "time"
 // full look at an Envoy with ten thousand clusters (0.5 % of 5 min is 1.5 s).
 const budgetWindow = 5 * time.Minute
 
+// maxDebt is how far ahead time may be spent, when an answer was dearer than it
+// ever was: on a busy node all answers are. What can wait then waits, but Envoy
+// is not left alone for longer than this.
+const maxDebt = time.Minute
+
 // budget holds the time that Envoy may still spend on our questions, as a
 // token bucket of Envoy's time.
 type budget struct {
@@ -31,7 +36,9 @@ func (b *budget) earn(now time.Time) {
 
 // spend takes what an answer has cost; the balance may become negative, which
 // stretches the polls that follow.
-func (b *budget) spend(cost time.Duration) { b.tokens -= cost }
+func (b *budget) spend(cost time.Duration) {
+	b.tokens = max(b.tokens-cost, -time.Duration(b.share*float64(maxDebt)))
+}
 
 // affords tells whether a question of that cost may be asked now. A question
 // that can wait leaves half of the bucket to those that cannot.

@@ -46,8 +46,10 @@ type Client struct {
 	// because the delivered leaves have changed and the contexts do not hold
 	// them yet.
 	unsettled int
-	// changed is when the delivered leaves last changed.
-	changed   time.Time
+	// changed is when the delivered leaves were last seen to have changed, and
+	// deliveredAt when Envoy says that they did, zero if it does not.
+	changed, deliveredAt time.Time
+
 	warming   bool // a provider waited for its first secret when last asked
 	hideStats bool // Envoy showed no sds. statistics when last asked
 	lastErr   string
@@ -112,9 +114,6 @@ func (c *Client) Nudge() {
 	}
 }
 
-// firstQuickLook is the distance of the first look after a nudge or a change.
-const firstQuickLook = 250 * time.Millisecond
-
 // Close ends idle connections; it is for a client that is not run.
 func (c *Client) Close() { c.admin.close() }
 
@@ -124,15 +123,13 @@ func (c *Client) Run(ctx context.Context) error {
 	defer c.admin.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var quick time.Duration // distance of the next quick look, 0 at rest
-	var since time.Time     // of the nudge that made the looks quick
+	pace := newPace(c.cfg.PollInterval)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.nudges:
-			quick, since = firstQuickLook, time.Now()
-			timer.Reset(quick)
+			timer.Reset(pace.nudged(time.Now()))
 			continue
 		case <-timer.C:
 		}
@@ -140,22 +137,10 @@ func (c *Client) Run(ctx context.Context) error {
 		if observation, ok := c.poll(ctx); ok && ctx.Err() == nil {
 			c.cfg.Observe(observation)
 		}
-		switch {
-		case c.changed != before:
-			// Something was delivered: see it being loaded.
-			quick = firstQuickLook
-		case quick > 0 && c.unsettled == 0 && c.changed.After(since):
-			quick = 0 // delivered and loaded
-		case quick > 0:
-			if quick *= 2; quick >= c.cfg.PollInterval {
-				quick = 0
-			}
+		if c.changed != before {
+			pace.delivered(c.changed, c.deliveredAt)
 		}
-		if quick > 0 {
-			timer.Reset(quick)
-		} else {
-			timer.Reset(c.cfg.PollInterval)
-		}
+		timer.Reset(pace.next(time.Now(), c.unsettled == 0))
 	}
 }
 
@@ -243,6 +228,7 @@ func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Tim
 	if err := c.lookAtSecrets(ctx, o, now, everything); err != nil {
 		return err
 	}
+	c.noteDelivered(o)
 
 	if everything || c.worth(askContexts, true, c.unsettled > 0) {
 		at := time.Now()
@@ -297,21 +283,32 @@ func (c *Client) lookAtSecrets(ctx context.Context, o *rotation.Envoy, now time.
 	return err
 }
 
-// settle notes whether the contexts hold what was delivered.
-func (c *Client) settle(o *rotation.Envoy) {
+// noteDelivered notes whether Envoy was delivered something new.
+func (c *Client) noteDelivered(o *rotation.Envoy) {
 	delivered := make(map[rotation.Fingerprint]bool)
 	changed := false
+	var updated time.Time
 	for _, s := range o.Secrets.Identity {
-		if !s.Leaf.SHA256.IsZero() {
-			delivered[s.Leaf.SHA256] = true
-			changed = changed || !c.identity[s.Leaf.SHA256]
+		if s.Leaf.SHA256.IsZero() {
+			continue
+		}
+		delivered[s.Leaf.SHA256] = true
+		if !c.identity[s.Leaf.SHA256] {
+			changed = true
+			if s.LastUpdated.After(updated) {
+				updated = s.LastUpdated
+			}
 		}
 	}
 	if changed {
-		c.changed = o.At
+		c.changed, c.deliveredAt = o.At, updated
 		c.unsettled = urgentLooks
 	}
 	c.identity = delivered
+}
+
+// settle notes whether the contexts hold what was delivered.
+func (c *Client) settle(o *rotation.Envoy) {
 	if o.Contexts == nil {
 		return
 	}
@@ -351,7 +348,19 @@ func (c *Client) worth(q question, due, urgent bool) bool {
 	if c.asked[q].IsZero() {
 		due, urgent = true, true // never asked in this life of Envoy
 	}
-	return due && c.budget.affords(c.cost[q], urgent)
+	return due && c.budget.affords(c.cost[q], urgent) && (urgent || !c.mustWait(q))
+}
+
+// mustWait tells whether another question has waited longer and cannot be
+// afforded yet, because such as this one spend what it saves for. A cheap
+// question takes little from it and does not wait.
+func (c *Client) mustWait(q question) bool {
+	for _, other := range []question{askContexts, askClusters} {
+		if c.asked[other].Before(c.asked[q]) && !c.budget.affords(c.cost[other], false) && c.cost[q] > c.cost[other]/4 {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Client) ask(ctx context.Context, o *rotation.Envoy, q question, path string, limit int64, read func(*boundedReader) error) error {

@@ -301,6 +301,27 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestDebt: an answer that took an hour, since the node was busy, does not make
+// us blind for days: what every look asks is asked again after a minute, and
+// what is dear once that was saved for.
+func TestDebt(t *testing.T) {
+	now := time.Now()
+	b := newBudget(0.5, now)
+	b.spend(time.Hour)
+	const cheap, dear = 40 * time.Millisecond, 350 * time.Millisecond
+	b.earn(now.Add(maxDebt - time.Second))
+	if b.affords(cheap, true) {
+		t.Error("a debt was forgotten at once")
+	}
+	b.earn(now.Add(maxDebt + 10*time.Second))
+	if !b.affords(cheap, true) {
+		t.Errorf("%s after the debt the balance is %s", maxDebt, b.tokens)
+	}
+	if b.affords(dear, false) {
+		t.Error("a dear question was asked that nothing was saved for")
+	}
+}
+
 // pipe connects client and server without a socket, so that the clock of a
 // synctest bubble can pass.
 type pipe struct {
@@ -325,6 +346,8 @@ func (p *pipe) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	select {
 	case p.conns <- a:
 		return b, nil
+	case <-p.done:
+		return nil, net.ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -1,7 +1,9 @@
 package envoy
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"net/url"
 	"regexp"
 
@@ -31,37 +33,64 @@ type clusterStatus struct {
 // readSDSCluster reads /clusters as a stream and sums the counters of the
 // hosts of the named cluster. These are counters of the host itself
 // (Upstream::Host), which no stats matcher hides.
-func readSDSCluster(body *boundedReader, cluster string) (*rotation.SDSCluster, error) {
+func readSDSCluster(body io.Reader, cluster string) (*rotation.SDSCluster, error) {
 	sds := &rotation.SDSCluster{}
-	err := eachElement(body, "cluster_statuses", func(dec *json.Decoder) error {
-		var status clusterStatus
-		if err := dec.Decode(&status); err != nil {
-			return err
-		}
-		if status.Name != cluster {
+	wanted := []byte(cluster)
+	err := eachElement(body, "cluster_statuses", func(element []byte) error {
+		if isAnother(element, wanted) {
 			return nil
 		}
-		for _, host := range status.HostStatuses {
-			sds.Found = true
-			for _, s := range host.Stats {
-				switch v := uint64(s.Value); s.Name {
-				case "cx_active":
-					sds.ActiveConnections += v
-				case "rq_active":
-					sds.ActiveRequests += v
-				case "cx_connect_fail":
-					sds.ConnectFailures += v
-				case "rq_total":
-					sds.Requests += v
-				case "rq_error":
-					sds.RequestErrors += v
-				}
-			}
-		}
-		return nil
+		return addCluster(sds, element, cluster)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return sds, nil
+}
+
+// isAnother tells, without decoding it, that an element is another cluster.
+// Where nothing is escaped a name stands as it is, and Envoy prints it first,
+// by the order of the fields in admin/v3/clusters.proto.
+func isAnother(element, wanted []byte) bool {
+	rest := element
+	for _, token := range []string{`{`, `"name"`, `:`, `"`} {
+		var ok bool
+		if rest, ok = bytes.CutPrefix(bytes.TrimLeft(rest, " \n"), []byte(token)); !ok {
+			return !bytes.Contains(element, wanted) && bytes.IndexByte(element, '\\') < 0
+		}
+	}
+	end := bytes.IndexAny(rest, `"\`)
+	if end < 0 || rest[end] == '\\' {
+		return false
+	}
+	return !bytes.Equal(rest[:end], wanted)
+}
+
+// addCluster adds the counters of an element, if it is the named cluster.
+func addCluster(sds *rotation.SDSCluster, element []byte, cluster string) error {
+	var status clusterStatus
+	if err := json.Unmarshal(element, &status); err != nil {
+		return err
+	}
+	if status.Name != cluster {
+		return nil
+	}
+	for _, host := range status.HostStatuses {
+		sds.Found = true
+		for _, s := range host.Stats {
+			switch v := uint64(s.Value); s.Name {
+			case "cx_active":
+				sds.ActiveConnections += v
+			case "rq_active":
+				sds.ActiveRequests += v
+			case "cx_connect_fail":
+				sds.ConnectFailures += v
+			case "rq_total":
+				sds.Requests += v
+			case "rq_error":
+				sds.RequestErrors += v
+			}
+		}
+	}
+	return nil
 }

@@ -14,9 +14,13 @@ import (
 	"io"
 	"math/big"
 	"net/url"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"svid-watchdog/internal/rotation"
 )
 
 func body(s string) *boundedReader {
@@ -318,7 +322,7 @@ func TestEndlessElement(t *testing.T) {
 		if strings.HasSuffix(prefix, ":") {
 			fill = ' '
 		}
-		b := &boundedReader{r: &endless{strings.NewReader(prefix), fill}, total: 1 << 40, part: maxElement}
+		b := &boundedReader{r: &endless{strings.NewReader(prefix), fill}, total: 1 << 40, part: 1 << 40}
 		if _, err := readContexts(b); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%q: %v", prefix, err)
 		}
@@ -339,6 +343,17 @@ func TestTooManyLeaves(t *testing.T) {
 	}
 	answer.WriteString(`]}`)
 	if _, err := readContexts(body(answer.String())); !errors.Is(err, errTooManyLeaves) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTooManySecrets(t *testing.T) {
+	leaf, _ := chain(t, testID)
+	element := identityJSON("default", "1", "2026-11-23T20:16:04.645Z", pemOf(leaf))
+	if s, err := readActiveSecrets(body(dumpOf(slices.Repeat([]string{element}, maxProviders)...)), "default", "ROOTCA"); err != nil || len(s.Identity) != maxProviders {
+		t.Errorf("%d secrets: %v", maxProviders, err)
+	}
+	if _, err := readActiveSecrets(body(dumpOf(slices.Repeat([]string{element}, maxProviders+1)...)), "default", "ROOTCA"); !errors.Is(err, errTooManySecrets) {
 		t.Errorf("%v", err)
 	}
 }
@@ -378,6 +393,21 @@ func FuzzContexts(f *testing.F) {
 		if err == nil && len(c.Leaves) > maxDistinctLeaves {
 			t.Errorf("%d leaves", len(c.Leaves))
 		}
+		if elements, broken := elementsPlainly(data, "certificates"); broken == nil && len(data) < maxElement {
+			plain, index := &rotation.Contexts{}, make(map[key]int)
+			for _, e := range elements {
+				leaves, bad := contextLeaves(e, index, plain)
+				if bad != nil {
+					return
+				}
+				for _, i := range leaves {
+					plain.Leaves[i].Contexts++
+				}
+			}
+			if !reflect.DeepEqual(c, plain) {
+				t.Errorf("%+v, %v, want %+v", c, err, plain)
+			}
+		}
 	})
 }
 
@@ -385,8 +415,24 @@ func FuzzClusters(f *testing.F) {
 	addRecorded(f, "clusters")
 	f.Add([]byte(`{"cluster_statuses":[` + clusterJSON + `]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if c, err := readSDSCluster(fuzzBody(data), "sds-grpc"); err == nil && !c.Found && c.Requests > 0 {
+		c, err := readSDSCluster(fuzzBody(data), "sds-grpc")
+		if err == nil && !c.Found && c.Requests > 0 {
 			t.Error("requests of a host that was not found")
+		}
+		if elements, broken := elementsPlainly(data, "cluster_statuses"); broken == nil && len(data) < maxElement {
+			plain := &rotation.SDSCluster{}
+			for _, e := range elements {
+				before := *plain
+				if bad := addCluster(plain, e, "sds-grpc"); bad != nil {
+					return
+				}
+				if *plain != before && isAnother(e, []byte("sds-grpc")) {
+					return // it has two names
+				}
+			}
+			if !reflect.DeepEqual(c, plain) {
+				t.Errorf("%+v, %v, want %+v", c, err, plain)
+			}
 		}
 	})
 }

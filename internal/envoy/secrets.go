@@ -20,8 +20,9 @@ import (
 	"svid-watchdog/internal/rotation"
 )
 
-// maxSecrets bounds the filtered dump. Two secrets take 3 KB; a federated
-// bundle with hundreds of authorities stays below 1 MiB.
+// maxSecrets bounds the filtered dump, of which maxElement is the longest
+// secret. Two secrets take 3 KB; a federated bundle with hundreds of
+// authorities stays below 1 MiB.
 const maxSecrets = 4 << 20
 
 // secretsQuery asks only for the named secrets. name_regex is matched in full
@@ -49,56 +50,54 @@ type dynamicSecret struct {
 	Secret      json.RawMessage `json:"secret"`
 }
 
-func readDynamicSecrets(body io.Reader) ([]dynamicSecret, error) {
-	var dump struct {
-		Configs []json.RawMessage `json:"configs"`
-	}
-	if err := json.NewDecoder(body).Decode(&dump); err != nil {
-		return nil, err
-	}
-	secrets := make([]dynamicSecret, 0, len(dump.Configs))
-	for i, raw := range dump.Configs {
-		var s dynamicSecret
-		if err := json.Unmarshal(raw, &s); err != nil {
-			return nil, fmt.Errorf("element %d: %w", i, err)
+// maxProviders bounds how many secrets of the two names are read. Each
+// configuration source in use makes one, and a pod has one or two.
+const maxProviders = 64
+
+// errTooManySecrets: the dump shows more secrets of a name than any pod has.
+var errTooManySecrets = errors.New("too many secrets")
+
+// eachDynamicSecret decodes the secrets of the two names one at a time, so that
+// never more than one is held.
+func eachDynamicSecret(body io.Reader, identityName, bundleName string, identity, bundle func(dynamicSecret)) error {
+	n := 0
+	return eachElement(body, "configs", func(element []byte) error {
+		var d dynamicSecret
+		if err := json.Unmarshal(element, &d); err != nil {
+			return fmt.Errorf("secret %d: %w", n, err)
 		}
-		secrets = append(secrets, s)
-	}
-	return secrets, nil
+		if n++; n > maxProviders {
+			return errTooManySecrets
+		}
+		switch d.Name {
+		case identityName:
+			identity(d)
+		case bundleName:
+			bundle(d)
+		}
+		return nil
+	})
 }
 
 // readActiveSecrets reads the dump of the active secrets. A secret that cannot
 // be decoded does not fail the answer: it carries the error.
 func readActiveSecrets(body io.Reader, identityName, bundleName string) (*rotation.Secrets, error) {
-	dynamic, err := readDynamicSecrets(body)
+	secrets := &rotation.Secrets{}
+	err := eachDynamicSecret(body, identityName, bundleName,
+		func(d dynamicSecret) { secrets.Identity = append(secrets.Identity, deliveredIdentity(d)) },
+		func(d dynamicSecret) { secrets.Bundle = append(secrets.Bundle, deliveredBundle(d)) })
 	if err != nil {
 		return nil, err
-	}
-	secrets := &rotation.Secrets{}
-	for _, d := range dynamic {
-		switch d.Name {
-		case identityName:
-			secrets.Identity = append(secrets.Identity, deliveredIdentity(d))
-		case bundleName:
-			secrets.Bundle = append(secrets.Bundle, deliveredBundle(d))
-		}
 	}
 	return secrets, nil
 }
 
 // readWarming counts the providers that wait for their first secret.
 func readWarming(body io.Reader, identityName, bundleName string) (identity, bundle int, err error) {
-	dynamic, err := readDynamicSecrets(body)
+	err = eachDynamicSecret(body, identityName, bundleName,
+		func(dynamicSecret) { identity++ }, func(dynamicSecret) { bundle++ })
 	if err != nil {
 		return 0, 0, err
-	}
-	for _, d := range dynamic {
-		switch d.Name {
-		case identityName:
-			identity++
-		case bundleName:
-			bundle++
-		}
 	}
 	return identity, bundle, nil
 }

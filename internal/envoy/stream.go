@@ -12,35 +12,6 @@ const maxElement = 1 << 20
 
 var errNotAnObject = errors.New("the answer is not a JSON object")
 
-// eachElement walks a JSON object and hands each element of the array under
-// key to decode, one at a time; everything else is skipped unread.
-func eachElement(body *boundedReader, key string, decode func(*json.Decoder) error) error {
-	dec := json.NewDecoder(body)
-	return eachField(dec, func(name string) error {
-		if name != key {
-			body.allow(maxElement)
-			return skipValue(dec, body)
-		}
-		token, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		if token == nil {
-			return nil // null stands for an empty array
-		}
-		if token != json.Delim('[') {
-			return fmt.Errorf("%q is not a JSON array", key)
-		}
-		for body.allow(maxElement); dec.More(); body.allow(maxElement) {
-			if err := decode(dec); err != nil {
-				return err
-			}
-		}
-		_, err = dec.Token()
-		return err
-	})
-}
-
 // errStop ends eachField early.
 var errStop = errors.New("stop")
 

@@ -24,8 +24,11 @@ const (
 	// settle is how long after an event the look is taken. Files that are
 	// written together are so seen together, and a burst of events costs one
 	// look. It is counted from the first event, not from the last: a directory
-	// that is never at rest is looked at all the same.
-	settle = 40 * time.Millisecond
+	// that is never at rest is looked at all the same, and more rarely, by
+	// unrest, if the look before was less than calm ago.
+	settle = 5 * time.Millisecond
+	unrest = 40 * time.Millisecond
+	calm   = 200 * time.Millisecond
 	// armAttempts bounds how often the watches are set anew within one scan
 	// because the directory changed under them.
 	armAttempts = 4
@@ -56,6 +59,8 @@ type Watcher struct {
 	// watch was set.
 	watched map[string]fs.FileInfo
 	polling string // why we poll, empty while we do not
+
+	wokenAt time.Time // when an event last caused a look
 
 	failure  string    // the last error of an inotify at work, as it was logged
 	failedAt time.Time // and when it was
@@ -151,6 +156,9 @@ func (w *Watcher) wait(ctx context.Context, timer *time.Timer) bool {
 		case <-ctx.Done():
 			return false
 		case <-timer.C:
+			if woken {
+				w.wokenAt = time.Now()
+			}
 			return true
 		case _, ok := <-events:
 			switch {
@@ -159,7 +167,7 @@ func (w *Watcher) wait(ctx context.Context, timer *time.Timer) bool {
 				timer.Reset(w.failed(errClosed))
 			case !woken:
 				woken = true
-				timer.Reset(settle)
+				timer.Reset(w.pause())
 			}
 		case err, ok := <-errs:
 			if errors.Is(err, fsnotify.ErrEventOverflow) {
@@ -173,6 +181,14 @@ func (w *Watcher) wait(ctx context.Context, timer *time.Timer) bool {
 			timer.Reset(w.failed(err))
 		}
 	}
+}
+
+// pause is how long the look waits that an event asks for.
+func (w *Watcher) pause() time.Duration {
+	if !w.wokenAt.IsZero() && time.Since(w.wokenAt) < calm {
+		return unrest
+	}
+	return settle
 }
 
 var errClosed = errors.New("its channels are closed")

@@ -662,3 +662,26 @@ func TestDefaults(t *testing.T) {
 		t.Error("New makes the directory")
 	}
 }
+
+// The first event after a calm is looked at nearly at once, what follows it
+// more rarely.
+func TestUnrestIsLookedAtMoreRarely(t *testing.T) {
+	n := newFake()
+	b := &bubble{make: func() (notifier, error) { return n, nil }}
+	b.run(t, func(t *testing.T) {
+		for range 3 {
+			n.events <- fsnotify.Event{}
+			if looks := b.after(settle); len(looks) != 1 {
+				t.Errorf("%d looks after the calm, want 1", len(looks))
+			}
+			n.events <- fsnotify.Event{}
+			if looks := b.after(unrest - time.Millisecond); len(looks) != 0 {
+				t.Errorf("%d looks too early", len(looks))
+			}
+			if looks := b.after(time.Millisecond); len(looks) != 1 {
+				t.Errorf("%d looks in the unrest, want 1", len(looks))
+			}
+			b.after(calm)
+		}
+	})
+}

@@ -37,6 +37,9 @@ type Config struct {
 	AllStats bool
 	// SecondProvider gives a real Envoy two providers of each secret.
 	SecondProvider bool
+	// Clusters is how many upstream clusters of a real Envoy have a TLS
+	// context, 2 if zero.
+	Clusters int
 	// Reconnect is how long a real Envoy waits at most before it opens a stream
 	// again, its own 30 s if zero.
 	Reconnect time.Duration
@@ -112,7 +115,7 @@ func (p *Pod) start(ctx context.Context) (err error) {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Reconnect: p.cfg.Reconnect})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Clusters: p.cfg.Clusters, Reconnect: p.cfg.Reconnect})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}

@@ -112,6 +112,16 @@ func (e *RealEnvoy) AdminAddress() string { return "http://" + e.admin }
 // ListenerAddress implements Envoy.
 func (e *RealEnvoy) ListenerAddress() string { return e.listener }
 
+// PID is the process, 0 while there is none.
+func (e *RealEnvoy) PID() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cmd == nil {
+		return 0
+	}
+	return e.cmd.Process.Pid
+}
+
 type object = map[string]any
 
 // bootstrap has the shape of Istio's where it matters here (istio:

@@ -35,9 +35,8 @@ func Binary(t testing.TB) string {
 			return
 		}
 		build.path = filepath.Join(dir, "watchdog")
-		//nolint:gosec,noctx // the path is ours
-		cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", build.path, "svid-watchdog/cmd/watchdog")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		//nolint:gosec,noctx // the paths are ours
+		cmd := exec.Command(filepath.Join(neighbour.Root(t), "tools", "build"), build.path)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			build.err = fmt.Errorf("build the watchdog: %w\n%s", err, out)
 		}
@@ -88,20 +87,27 @@ func Start(t testing.TB, args ...string) *Sidecar {
 // Get is what the watchdog answers at a path.
 func (s *Sidecar) Get(path string) string {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
+	return Get(s.t, s.Address, path, s)
+}
+
+// Get is what the server at an address, of which more is known, answers at a
+// path.
+func Get(t testing.TB, address, path string, more fmt.Stringer) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Address+path, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		s.t.Fatalf("%v\n%s", err, s)
+		t.Fatalf("%v\n%s", err, more)
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	if err != nil || response.StatusCode != http.StatusOK {
-		s.t.Fatalf("%s: %d %v\n%s", path, response.StatusCode, err, text)
+		t.Fatalf("%s: %d %v\n%s", path, response.StatusCode, err, text)
 	}
 	return string(text)
 }
