@@ -59,8 +59,7 @@ func binary(t *testing.T) string {
 			return
 		}
 		build.path = filepath.Join(dir, "watchdog")
-		cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", build.path, "svid-watchdog/cmd/watchdog")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd := exec.Command("../../tools/build", build.path)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			build.err = fmt.Errorf("build the watchdog: %w\n%s", err, out)
 		}

@@ -8,8 +8,7 @@
 //	/               the verdict for people: a page for browsers, else text
 //	/problems       the catalogue of problems, with what to do
 //
-// It holds no state of its own. TLS and basic auth come from
-// exporter-toolkit's web configuration, which is read again with each request.
+// It holds no state of its own. TLS and basic auth come from package webconfig.
 package web
 
 import (
@@ -24,16 +23,17 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	toolkit "github.com/prometheus/exporter-toolkit/web"
 
 	"svid-watchdog/internal/rotation"
+	"svid-watchdog/internal/webconfig"
 )
 
 // Config says what to serve and where.
 type Config struct {
 	// ListenAddress is host:port; port 0 picks a free one.
 	ListenAddress string
-	// ConfigFile is an exporter-toolkit web configuration, "" for plain HTTP.
+	// ConfigFile is a web configuration in exporter-toolkit's format, "" for
+	// plain HTTP.
 	ConfigFile string
 	// Verdict is called for each status.
 	Verdict func() rotation.Verdict
@@ -53,7 +53,7 @@ type Status struct {
 // Server is a listening server. It accepts connections from New on and
 // answers them from Run on.
 type Server struct {
-	cfg      Config
+	file     *webconfig.File
 	listener net.Listener
 	server   *http.Server
 }
@@ -71,15 +71,16 @@ const (
 
 // New checks the web configuration and listens.
 func New(cfg Config) (*Server, error) {
-	if err := toolkit.Validate(cfg.ConfigFile); err != nil {
-		return nil, fmt.Errorf("the web configuration %s is not usable: %w", cfg.ConfigFile, err)
+	file, err := webconfig.Open(cfg.ConfigFile, cfg.Log)
+	if err != nil {
+		return nil, err
 	}
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.ListenAddress)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.ListenAddress, err)
 	}
 	return &Server{
-		cfg:      cfg,
+		file:     file,
 		listener: listener,
 		server: &http.Server{
 			Handler:           Handler(cfg),
@@ -100,16 +101,8 @@ func (s *Server) Close() error { return s.listener.Close() }
 
 // Run serves until ctx ends, and then returns nil.
 func (s *Server) Run(ctx context.Context) error {
-	systemd := false
-	addresses := []string{s.Address()}
 	served := make(chan error, 1)
-	go func() {
-		served <- toolkit.Serve(s.listener, s.server, &toolkit.FlagConfig{
-			WebListenAddresses: &addresses,
-			WebSystemdSocket:   &systemd,
-			WebConfigFile:      &s.cfg.ConfigFile,
-		}, s.cfg.Log)
-	}()
+	go func() { served <- s.file.Serve(s.listener, s.server) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve on %s: %w", s.Address(), err)
