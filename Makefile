@@ -92,6 +92,16 @@ screenshots: neighbours ## Take the pictures of the status page in docs/ anew
 recording: ## Record the lab and the check for the README anew
 	tools/recording
 
+.PHONY: rules
+rules: ## Write the PrometheusRule from the rules; RUNBOOKS=URL says where they are read
+	tools/rules
+
+.PHONY: rules-check
+rules-check: ## Check the rules, their tests and the examples with promtool and amtool
+	promtool check rules deploy/prometheus/rules.yaml
+	promtool test rules deploy/prometheus/tests/*.yaml
+	amtool check-config deploy/prometheus/alertmanager.yaml
+
 .PHONY: clean
 clean: ## Remove what was built; .neighbours stays
 	rm -rf bin dist

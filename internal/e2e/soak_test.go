@@ -46,18 +46,18 @@ func TestSoak(t *testing.T) {
 				"--credentials.dir="+pod.CredentialsDir(), "--handshake.address="+pod.Envoy().ListenerAddress(),
 				"--envoy.poll-interval=1s", "--rotation.grace=10s", "--envoy.budget=5")
 			begin := time.Now()
-			w.until(20*time.Second, "health", func(v rotation.Verdict) bool { return v.State == rotation.Healthy })
+			w.Until(20*time.Second, "health", func(v rotation.Verdict) bool { return v.State == rotation.Healthy })
 
 			// The heap grows to the runtime's minimum first.
 			for range 200 {
-				w.get("/metrics")
+				w.Get("/metrics")
 			}
 			half := 0
 			scrape := time.NewTicker(time.Second)
 			defer scrape.Stop()
 			for time.Since(begin) < length {
 				<-scrape.C
-				page := w.get("/metrics")
+				page := w.Get("/metrics")
 				for line := range strings.Lines(page) {
 					if strings.HasPrefix(line, "svid_watchdog_problem{") && !strings.HasSuffix(line, " 0\n") {
 						t.Fatalf("after %s: %s\n%s", time.Since(begin).Round(time.Second), line, w)
@@ -67,11 +67,11 @@ func TestSoak(t *testing.T) {
 					t.Fatalf("after %s: not healthy\n%s", time.Since(begin).Round(time.Second), w)
 				}
 				if time.Since(begin) < length/2 {
-					half = max(half, rss(t, w.cmd.Process.Pid))
+					half = max(half, rss(t, w.Cmd.Process.Pid))
 				}
 			}
-			end := rss(t, w.cmd.Process.Pid)
-			v := w.verdict()
+			end := rss(t, w.Cmd.Process.Pid)
+			v := w.Verdict()
 			t.Logf("%s: %d verified rotations, RSS %d KiB in the first half, %d KiB at the end", length, v.VerifiedRotations, half, end)
 			if want := uint64(length/renewal) - 2; v.VerifiedRotations < want {
 				t.Errorf("%d verified rotations, want at least %d", v.VerifiedRotations, want)

@@ -159,7 +159,7 @@ func TestRealSPIRE(t *testing.T) {
 			w := startWatchdog(t, "--workload-api.address=unix://"+s.socket(), "--envoy.admin-address="+e.AdminAddress(),
 				"--credentials.dir="+filepath.Join(dir, "none"), "--envoy.poll-interval=1s", "--rotation.grace=8s", "--envoy.budget=50", "--handshake.address="+e.ListenerAddress())
 
-			v := w.until(90*time.Second, "three verified rotations", func(v rotation.Verdict) bool {
+			v := w.Until(90*time.Second, "three verified rotations", func(v rotation.Verdict) bool {
 				return v.VerifiedRotations >= 3 && v.State == rotation.Healthy
 			}, s.agent)
 			for _, event := range v.Events {
@@ -167,45 +167,45 @@ func TestRealSPIRE(t *testing.T) {
 					t.Errorf("a problem was raised in a healthy pod: %+v", event)
 				}
 			}
-			w.until(10*time.Second, "equal serials, as SPIRE shares its SVIDs", func(v rotation.Verdict) bool {
+			w.Until(10*time.Second, "equal serials, as SPIRE shares its SVIDs", func(v rotation.Verdict) bool {
 				issued, loaded := v.Stage(rotation.Issued).Certificate, v.Stage(rotation.Loaded).Certificate
 				return issued.Serial == v.Stage(rotation.Delivered).Certificate.Serial && issued.Serial == loaded.Serial && issued.SPIFFEID == workloadID
 			})
 			if v.IdentityMode != rotation.ModeExternalSDS || v.Envoy.Version != version {
 				t.Errorf("identity mode %s beside Envoy %s", v.IdentityMode, v.Envoy.Version)
 			}
-			if page := w.get("/metrics"); !strings.Contains(page, `svid_watchdog_rotation_state{state="healthy"} 1`) {
+			if page := w.Get("/metrics"); !strings.Contains(page, `svid_watchdog_rotation_state{state="healthy"} 1`) {
 				t.Errorf("the metrics are not healthy:\n%s", page)
 			}
 
 			// An agent that hangs keeps its streams open: nothing tells but the
 			// renewals that do not come.
-			if err := s.agent.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			if err := s.agent.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
 			silent := rotation.ReasonServerSilent
 			if version != "1.36.4" {
 				silent = rotation.ReasonServerSilentOrResends
 			}
-			w.until(svidTTL*time.Second+8*time.Second+5*time.Second, "the hung agent to be told", func(v rotation.Verdict) bool {
+			w.Until(svidTTL*time.Second+8*time.Second+5*time.Second, "the hung agent to be told", func(v rotation.Verdict) bool {
 				p, _ := v.Find(rotation.DeliveryOverdue)
 				return p.Reason == silent && v.Has(rotation.IssuanceOverdue) && !v.Has(rotation.SDSStreamDown)
 			})
-			if err := s.agent.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			if err := s.agent.Cmd.Process.Signal(syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
-			w.until(30*time.Second, "the agent to go on", func(v rotation.Verdict) bool { return v.State == rotation.Healthy }, s.agent)
+			w.Until(30*time.Second, "the agent to go on", func(v rotation.Verdict) bool { return v.State == rotation.Healthy }, s.agent)
 
-			s.agent.kill()
-			w.until(8*time.Second+time.Second+5*time.Second, "the agent's death to be told", func(v rotation.Verdict) bool {
+			s.agent.Kill()
+			w.Until(8*time.Second+time.Second+5*time.Second, "the agent's death to be told", func(v rotation.Verdict) bool {
 				p, told := v.Find(rotation.WorkloadUnreachable)
 				return told && p.Reason == rotation.ReasonRefused && v.Has(rotation.SDSStreamDown) && v.IdentityMode == rotation.ModeIstiodCA
 			})
 
 			s.startAgent()
-			verified := w.verdict().VerifiedRotations
+			verified := w.Verdict().VerifiedRotations
 			// Envoy's backoff is up to 30 s, and a renewal comes every 10 s.
-			w.until(75*time.Second, "rotation to go on", func(v rotation.Verdict) bool {
+			w.Until(75*time.Second, "rotation to go on", func(v rotation.Verdict) bool {
 				return v.State == rotation.Healthy && v.VerifiedRotations >= verified+2
 			}, s.agent)
 		})

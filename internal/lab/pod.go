@@ -22,6 +22,9 @@ type Config struct {
 	// distance of two, 0 for the issuer's habit: a third of the lifetime with
 	// tbot, half of it with SPIRE.
 	TTL, Renewal time.Duration
+	// Lead is by how much not-before is back-dated, 0 for the issuer's habit. Where
+	// shares of a lifetime count, a short one needs a short lead.
+	Lead time.Duration
 	// EnvoyPath is a real Envoy; without one the stand-in is used.
 	EnvoyPath string
 	// StandIn is the generation that the stand-in imitates: 1.36 or 1.37.
@@ -34,7 +37,10 @@ type Config struct {
 	AllStats bool
 	// SecondProvider gives a real Envoy two providers of each secret.
 	SecondProvider bool
-	Log            *slog.Logger
+	// Reconnect is how long a real Envoy waits at most before it opens a stream
+	// again, its own 30 s if zero.
+	Reconnect time.Duration
+	Log       *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -74,6 +80,9 @@ func Start(ctx context.Context, cfg Config) (*Pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the pod: %w", err)
 	}
+	if cfg.Lead == 0 {
+		cfg.Lead = cfg.Issuer.lead()
+	}
 	if cfg.Renewal == 0 {
 		cfg.Renewal = cfg.Issuer.renewal(cfg.TTL)
 	}
@@ -96,14 +105,14 @@ func (p *Pod) start(ctx context.Context) (err error) {
 	if p.mount, err = newMount(filepath.Dir(p.socket)); err != nil {
 		return err
 	}
-	if p.server, err = newServer(p.cfg.Issuer, p.cfg.TTL, p.cfg.Renewal, p.timeline); err != nil {
+	if p.server, err = newServer(p.cfg.Issuer, p.cfg.TTL, p.cfg.Renewal, p.cfg.Lead, p.timeline); err != nil {
 		return err
 	}
 	if err := p.server.listen(p.socket); err != nil {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Reconnect: p.cfg.Reconnect})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}

@@ -42,6 +42,9 @@ type RealEnvoyConfig struct {
 	// SecondProvider makes the clusters ask for the secrets by a second
 	// configuration source, which is a provider of its own to Envoy.
 	SecondProvider bool
+	// Reconnect is how long Envoy waits at most before it opens a stream again,
+	// its own 30 s if zero.
+	Reconnect time.Duration
 }
 
 // RealEnvoy is an Envoy process.
@@ -122,12 +125,18 @@ func (e *RealEnvoy) bootstrap() object {
 		routerV3   = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 		httpOption = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	)
+	grpc := object{"cluster_name": "sds-grpc"}
+	if most := e.cfg.Reconnect; most > 0 {
+		grpc["retry_policy"] = object{"retry_back_off": object{
+			"base_interval": fmt.Sprintf("%.3fs", (most / 10).Seconds()), "max_interval": fmt.Sprintf("%.3fs", most.Seconds()),
+		}}
+	}
 	sds := object{
 		"initial_fetch_timeout": "0s",
 		"resource_api_version":  "V3",
 		"api_config_source": object{
 			"api_type": "GRPC", "transport_api_version": "V3",
-			"grpc_services": []any{object{"envoy_grpc": object{"cluster_name": "sds-grpc"}}},
+			"grpc_services": []any{object{"envoy_grpc": grpc}},
 		},
 	}
 	common := func(source object) object {

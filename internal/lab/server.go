@@ -58,7 +58,9 @@ type server struct {
 
 	issuer       Issuer
 	ttl, renewal time.Duration
-	timeline     *timeline
+	// lead is by how much not-before is back-dated.
+	lead     time.Duration
+	timeline *timeline
 
 	mu      sync.Mutex
 	ca      *authority
@@ -82,7 +84,7 @@ type server struct {
 // flapAfter is how long a flapping stream lasts.
 const flapAfter = 200 * time.Millisecond
 
-func newServer(issuer Issuer, ttl, renewal time.Duration, t *timeline) (*server, error) {
+func newServer(issuer Issuer, ttl, renewal, lead time.Duration, t *timeline) (*server, error) {
 	now := time.Now()
 	ca, err := newAuthority("svid-watchdog lab CA", now)
 	if err != nil {
@@ -93,7 +95,7 @@ func newServer(issuer Issuer, ttl, renewal time.Duration, t *timeline) (*server,
 		return nil, err
 	}
 	s := &server{
-		issuer: issuer, ttl: ttl, renewal: renewal, timeline: t,
+		issuer: issuer, ttl: ttl, renewal: renewal, lead: lead, timeline: t,
 		ca: ca, foreign: foreign,
 		conducts: make(map[Service]conduct),
 		streams:  make(map[*stream]struct{}),
@@ -114,7 +116,7 @@ func newServer(issuer Issuer, ttl, renewal time.Duration, t *timeline) (*server,
 func (s *server) mint(c conduct) (*svid, error) {
 	now := time.Now()
 	ca, id := s.ca, SPIFFEID
-	notBefore, notAfter := now.Add(-s.issuer.lead()), now.Add(s.ttl)
+	notBefore, notAfter := now.Add(-s.lead), now.Add(s.ttl)
 	if c.foreign {
 		ca = s.foreign
 	}
