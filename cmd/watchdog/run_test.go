@@ -32,6 +32,8 @@ func TestBadUsage(t *testing.T) {
 		{args: []string{"--envoy.poll-interval=1ms"}, says: "poll interval"},
 		{args: []string{"--envoy.budget=0"}, says: "budget"},
 		{args: []string{"--envoy.admin-address=ftp://x"}, says: "admin address"},
+		{args: []string{"--envoy.admin-address=http://192.0.2.1:15000"}, says: "--envoy.allow-remote-admin"},
+		{args: []string{"--envoy.admin-address=http://envoy.example:15000"}, says: "--envoy.allow-remote-admin"},
 		{args: []string{"--workload-api.address=/run/socket"}, says: "Workload API address"},
 		{args: []string{"--rotation.grace=-1s"}, says: "negative"},
 		{args: []string{"--log.format=xml"}, says: "xml"},

@@ -14,6 +14,9 @@ import (
 type Config struct {
 	// Address is Envoy's admin interface: http://HOST:PORT or unix:///PATH.
 	Address string
+	// AllowRemote admits an Address that is neither on loopback nor a unix
+	// socket.
+	AllowRemote bool
 	// SDSCluster is the name of the cluster that SDS uses; IdentitySecret and
 	// BundleSecret name the secrets of the identity and the trust bundle.
 	SDSCluster, IdentitySecret, BundleSecret string
@@ -88,7 +91,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	a, err := newAdmin(cfg.Address, cfg.Timeout)
+	a, err := newAdmin(cfg.Address, cfg.AllowRemote, cfg.Timeout)
 	if err != nil {
 		return nil, err
 	}

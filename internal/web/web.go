@@ -8,7 +8,8 @@
 //	/               the verdict for people: a page for browsers, else text
 //	/problems       the catalogue of problems, with what to do
 //
-// It holds no state of its own. TLS and basic auth come from package webconfig.
+// It answers GET and HEAD only, and there is no pprof. It holds no state of its
+// own. TLS and basic auth come from package webconfig.
 package web
 
 import (
@@ -22,7 +23,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"svid-watchdog/internal/rotation"
 	"svid-watchdog/internal/webconfig"
@@ -81,7 +81,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		file:     file,
-		listener: listener,
+		listener: limit(listener, maxConnections),
 		server: &http.Server{
 			Handler:           Handler(cfg),
 			ReadHeaderTimeout: headerTimeout,
@@ -89,6 +89,8 @@ func New(cfg Config) (*Server, error) {
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeader,
+			// Strangers cause these: a failed handshake is no news.
+			ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 		},
 	}, nil
 }
@@ -122,10 +124,7 @@ func (s *Server) Run(ctx context.Context) error {
 // Handler answers the paths of the contract, and only GET and HEAD.
 func Handler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Registry, promhttp.HandlerOpts{
-		ErrorHandling:       promhttp.ContinueOnError,
-		MaxRequestsInFlight: 8,
-	}))
+	mux.Handle("GET /metrics", scrape(cfg.Registry))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
@@ -160,6 +159,12 @@ func Handler(cfg Config) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "no-store")
+		if r.ContentLength != 0 {
+			// No question here has a body, so none is read.
+			w.Header().Set("Connection", "close")
+			http.Error(w, "no request here has a body", http.StatusRequestEntityTooLarge)
+			return
+		}
 		mux.ServeHTTP(w, r)
 	})
 }
