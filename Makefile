@@ -84,6 +84,23 @@ soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
 
+.PHONY: deploy
+deploy: ## Write the settings of Istio in deploy/istio out of the templates there
+	go run ./tools/istioconfig
+
+.PHONY: mesh-up
+mesh-up: ## Run a real control plane with the injection templates, to look at
+	tools/neighbours istio kubernetes
+	@go run ./tools/mesh
+
+.PHONY: deploy-check
+deploy-check: ## Have a real control plane judge deploy/, and print the merged pod of each variant
+	tools/neighbours istio kubernetes
+	@pods=$$(mktemp -d); trap 'rm -rf "$$pods"' EXIT; status=0; \
+	MERGED_PODS=$$pods CI=true go test -count=1 -timeout 10m -v ./internal/e2e/meshtest ./tools/istioconfig || status=$$?; \
+	for pod in "$$pods"/guarded-*.yaml "$$pods"/strict-*.yaml; do printf '\n--- %s\n' "$$(basename "$$pod" .yaml)"; cat "$$pod"; done; \
+	echo "deploy-check: $$([ $$status = 0 ] && echo "all is as deploy/istio/README.md says" || echo FAILED, see above the pods)"; exit $$status
+
 .PHONY: screenshots
 screenshots: neighbours ## Take the pictures of the status page in docs/ anew
 	SCREENSHOTS=$(CURDIR)/docs/images CI=true go test -count=1 -run '^TestInABrowser$$' ./internal/web

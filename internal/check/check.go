@@ -224,7 +224,10 @@ func (r *Report) conclude(pod watchdog.Config) {
 	default:
 		r.ExitCode = ExitCannotTell
 	}
-	r.NextStart = v.IdentityMode.NextStart()
-	r.Credentials = credentials(v)
+	if v.NextStart == "" { // a watchdog of an older version was asked
+		r.Verdict.NextStart = v.IdentityMode.NextStart()
+	}
+	r.NextStart = r.Verdict.NextStart.Sentence()
+	r.Credentials = credentials(r.Verdict)
 	r.CannotTell = append(r.CannotTell, openQuestions(r.ToldBy, pod, v)...)
 }

@@ -78,7 +78,7 @@ func credentials(v rotation.Verdict) Credentials {
 		c.OutcomeMeaning = "something writes credential files, and Istio's agent will act on them at its next start."
 	case c.Case == CasePartial || c.Case == CaseUnknown:
 		c.OutcomeMeaning = "whether credential files will take the socket's place is not decided."
-	case v.IdentityMode != rotation.ModeExternalSDS:
+	case v.NextStart != rotation.StartLeavesSocket:
 		c.OutcomeMeaning = "there are no credential files, but the socket does not answer either, so that nothing shows that Envoy is served through it."
 	case v.Stage(rotation.Delivered).Certificate == nil:
 		c.OutcomeMeaning = "there are no credential files and the socket answers, but what Envoy holds was not seen."

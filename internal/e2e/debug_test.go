@@ -12,53 +12,16 @@ import (
 	"time"
 
 	"svid-watchdog/internal/check"
+	"svid-watchdog/internal/e2e/podman"
 	"svid-watchdog/internal/rotation"
 )
-
-// containers is podman with a storage of its own, as it runs without systemd
-// and without the right to raise limits.
-type containers struct {
-	t    *testing.T
-	base []string
-}
-
-func newContainers(t *testing.T) *containers {
-	t.Helper()
-	for _, name := range []string{"podman", "buildah", "runc"} {
-		if _, err := exec.LookPath(name); err != nil {
-			lacking(t, "no "+name+" here")
-		}
-	}
-	dir := t.TempDir()
-	return &containers{t, []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}}
-}
-
-func (c *containers) podman(args ...string) (string, error) {
-	all := append(append([]string{}, c.base...), "--cgroup-manager", "cgroupfs", "--runtime", "runc")
-	command := exec.Command("podman", append(all, args...)...)
-	command.Dir = os.TempDir()
-	out, err := command.CombinedOutput()
-	return string(out), err
-}
-
-// image builds an image from a directory with a Dockerfile.
-func (c *containers) image(name, dir string) {
-	c.t.Helper()
-	args := append(append([]string{}, c.base...), "build", "--isolation", "chroot", "--tag", name, dir)
-	if out, err := exec.Command("buildah", args...).CombinedOutput(); err != nil {
-		c.t.Fatalf("build the image %s: %v\n%s", name, err, out)
-	}
-}
-
-// limits are what a container may be given where limits cannot be raised.
-var limits = []string{"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
 
 // TestDebugContainer: a container that shares the processes and the network of
 // another, as `kubectl debug --target` makes one, sees the files and sockets of
 // that other by --root, also where they lie behind an absolute symbolic link,
 // as /var/run is one in Istio's image. Without it, it sees its own.
 func TestDebugContainer(t *testing.T) {
-	c := newContainers(t)
+	c := podman.New(t)
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-o", filepath.Join(dir, "lab"), "svid-watchdog/cmd/lab")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -85,21 +48,19 @@ func TestDebugContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.image("localhost/pod", dir)
+	c.Image("localhost/pod", dir)
 
-	run := append([]string{"run", "--detach", "--name", "proxy", "--network", "none", "--env", "TMPDIR=/var/run/pod"}, limits...)
-	if out, err := c.podman(append(run, "localhost/pod", "/lab", "--watchdog=false", "--ttl=1h")...); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	c.Must("run", "--detach", "--name", "proxy", "--network", "none", "--env", "TMPDIR=/var/run/pod",
+		"localhost/pod", "/lab", "--watchdog=false", "--ttl=1h")
 	t.Cleanup(func() {
-		if out, err := c.podman("rm", "--force", "--time", "2", "proxy"); err != nil {
+		if out, err := c.Run("rm", "--force", "--time", "2", "proxy"); err != nil {
 			t.Logf("%v\n%s", err, out)
 		}
 	})
 	var args []string
 	flags := regexp.MustCompile(`--(?:credentials\.dir|workload-api\.address|envoy\.admin-address)=\S+`)
 	until(t, 20*time.Second, "the pod", func() bool {
-		out, err := c.podman("logs", "proxy")
+		out, err := c.Run("logs", "proxy")
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -110,9 +71,9 @@ func TestDebugContainer(t *testing.T) {
 		t.Helper()
 		command := append([]string{
 			"run", "--rm", "--pid", "container:proxy", "--network", "container:proxy", "--cap-add", "SYS_PTRACE",
-		}, limits...)
-		command = append(append(append(command, "localhost/pod", "/watchdog", "check", "--own-look", "--json"), args...), more...)
-		out, err := c.podman(command...)
+			"localhost/pod", "/watchdog", "check", "--own-look", "--json",
+		}, append(args, more...)...)
+		out, err := c.Run(command...)
 		var report check.Report
 		start := strings.Index(out, "{")
 		if start < 0 || json.NewDecoder(strings.NewReader(out[start:])).Decode(&report) != nil {

@@ -21,12 +21,9 @@ var (
 	need          = neighbour.Need
 	lacking       = neighbour.Lacking
 	until         = neighbour.Until
-	startProcess  = neighbour.Start
 	binary        = sidecar.Binary
 	startWatchdog = sidecar.Start
 )
-
-type process = neighbour.Process
 
 func TestMain(m *testing.M) { os.Exit(sidecar.Main(m)) }
 

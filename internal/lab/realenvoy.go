@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"svid-watchdog/internal/child"
 	"svid-watchdog/internal/lab/standin"
 )
 
@@ -262,7 +263,7 @@ func (e *RealEnvoy) Start(ctx context.Context) error {
 	// Not CommandContext: the process lives longer than the call.
 	cmd := exec.Command(e.cfg.Path, "-c", e.bootstrapPath(), "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "info") //nolint:gosec,noctx // see above
 	cmd.Stdout, cmd.Stderr = log, log
-	exited, err := startChild(cmd)
+	exited, err := child.Start(cmd)
 	if err != nil {
 		return fmt.Errorf("start Envoy %s: %w", e.version, err)
 	}

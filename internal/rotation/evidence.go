@@ -87,6 +87,8 @@ type WorkloadAPI struct {
 	// and speaks HTTP/2, which is what Istio's agent asks before it leaves the
 	// socket to its owner; nil when not known.
 	SocketAnswers *bool
+	// Socket is what stands at the socket's path, nil when not known.
+	Socket *Socket
 }
 
 // Issuance is one message of the Workload API stream.

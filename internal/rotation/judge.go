@@ -566,23 +566,16 @@ func handshakeReason(f HandshakeFailure) Reason {
 	}
 }
 
-// identityMode says what Istio's agent will do at its next start
-// (istio: pkg/istio-agent/agent.go; measured on the real agent).
-func (j *judgement) identityMode() IdentityMode {
+// nextStart says what Istio's agent will do at its next start.
+func (j *judgement) nextStart() (IdentityMode, NextStart) {
 	if j.files == nil || j.files.Err != "" || j.api.SocketAnswers == nil {
-		return ModeUnknown
+		return ModeUnknown, StartUnknown
 	}
-	complete := j.files.Count() == len(CredentialFileNames())
-	switch answers := *j.api.SocketAnswers; {
-	case answers && complete:
-		return ModeExternalSDSWithFiles
-	case answers:
-		return ModeExternalSDS
-	case complete:
-		return ModeFileMounted
-	default:
-		return ModeIstiodCA
+	var socket Socket
+	if j.api.Socket != nil {
+		socket = *j.api.Socket
 	}
+	return foretell(j.files.Count() == len(CredentialFileNames()), *j.api.SocketAnswers, socket)
 }
 
 // transitions compares this judgement with the last and writes down what
@@ -605,9 +598,9 @@ func (j *judgement) transitions() {
 		}
 	}
 	j.problems = maps.Clone(j.found)
-	if mode := j.identityMode(); mode != j.mode {
-		j.mode = mode
-		j.event(Event{At: j.now, Type: EventModeChanged, Message: mode.NextStart()})
+	if mode, next := j.nextStart(); mode != j.mode || next != j.next {
+		j.mode, j.next = mode, next
+		j.event(Event{At: j.now, Type: EventModeChanged, Message: next.Sentence()})
 	}
 	if state := j.overall(); state != j.state {
 		j.state = state
@@ -660,7 +653,7 @@ func (l *Ledger) observed() []Stage {
 
 func (j *judgement) verdict() Verdict {
 	v := Verdict{
-		At: j.now, State: j.state, IdentityMode: j.mode,
+		At: j.now, State: j.state, IdentityMode: j.mode, NextStart: j.next,
 		Problems:          []Problem{},
 		VerifiedRotations: j.verified, HollowUpdates: j.hollow, RejectedUpdates: j.rejected,
 		BundleNotAfter: make(map[Stage]time.Time),

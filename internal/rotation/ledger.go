@@ -71,6 +71,7 @@ type Ledger struct {
 
 	problems map[ProblemName]Problem
 	mode     IdentityMode
+	next     NextStart
 	state    State
 	// held is since when a condition holds without a break, for those that
 	// become a problem after the grace.
@@ -102,6 +103,7 @@ func NewLedger(cfg Config) *Ledger {
 		problems: make(map[ProblemName]Problem),
 		held:     make(map[ProblemName]time.Time),
 		mode:     ModeUnknown,
+		next:     StartUnknown,
 		state:    Unknown,
 	}
 	for _, s := range Stages() {
@@ -138,6 +140,9 @@ func (l *Ledger) RecordWorkloadAPI(w WorkloadAPI) {
 	was, seen := l.api.State == WorkloadAPIServing, l.api.seen
 	if w.SocketAnswers == nil {
 		w.SocketAnswers = l.api.SocketAnswers // not known anew
+	}
+	if w.Socket == nil {
+		w.Socket = l.api.Socket
 	}
 	l.api.WorkloadAPI = w
 	if w.State == WorkloadAPINotAsked {

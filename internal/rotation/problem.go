@@ -120,6 +120,10 @@ const adviceTbot = "Check tbot's version: 18.6.4 and 17.7.14 fixed a bug by whic
 
 const adviceServe = "Make sure that the identity provider runs on this node and serves the socket; Envoy reconnects by itself within half a minute."
 
+// adviceNoRestart says what Istio's agent does when it starts and nobody
+// answers on the socket; which of the two, [NextStart] knows.
+const adviceNoRestart = " Let no istio-proxy restart before it answers: Istio's agent would refuse to run, or take the socket's place with certificates of istiod's CA."
+
 const adviceEntitle = "Read the identity provider's log for this pod: it refuses or fails the stream, for example because the workload is not entitled to its identity."
 
 // catalogue is in the order in which problems are shown.
@@ -233,11 +237,11 @@ var catalogue = []Definition{
 		Name: WorkloadUnreachable, Severity: Warning,
 		Summary: "The Workload API cannot be reached.",
 		Cause:   "No SVID can be had from the socket.",
-		Advice:  "Make sure that the identity provider runs on this node and serves the socket.",
+		Advice:  "Make sure that the identity provider runs on this node and serves the socket." + adviceNoRestart,
 		Reasons: []ReasonText{
 			{Reason: ReasonNoSocket, Cause: "There is no socket at the configured address."},
-			{Reason: ReasonRefused, Cause: "The socket exists and nobody accepts connections on it.", Advice: "Start the identity provider on this node again: it left its socket behind."},
-			{Reason: ReasonSilent, Cause: "The server accepts connections and does not answer.", Advice: "The identity provider on this node hangs; restart it."},
+			{Reason: ReasonRefused, Cause: "The socket exists and nobody accepts connections on it.", Advice: "Start the identity provider on this node again: it left its socket behind." + adviceNoRestart},
+			{Reason: ReasonSilent, Cause: "The server accepts connections and does not answer.", Advice: "The identity provider on this node hangs; restart it." + adviceNoRestart},
 			{Reason: ReasonDirectoryOrphaned, Cause: "The mounted socket directory was deleted on the node: this pod will never see the new one.", Advice: "Only a new pod heals this: delete the pod, and find out why the directory on the node was replaced."},
 			{Reason: ReasonUndetermined, Cause: "The stream has ended or was never answered, and the next attempt has not told why yet."},
 			{Reason: ReasonServerError, Cause: "The server answers with an error.", Advice: "Read the error in the status and the identity provider's log on this node."},

@@ -20,22 +20,26 @@ const (
 // States returns all states.
 func States() []State { return []State{Healthy, Degraded, Broken, Unknown} }
 
-// IdentityMode is what Istio's agent will do when it next starts
-// (istio: pkg/istio-agent/agent.go, Agent.Run; it looks only then).
+// IdentityMode is where Envoy's identity will come from once Istio's agent has
+// started anew (istio: pkg/istio-agent/agent.go, Agent.Run; it looks only
+// then). [NextStart] says whether it will start at all.
 type IdentityMode string
 
 // The identity modes.
 const (
-	// ModeExternalSDS: the socket answers; Envoy talks to its owner.
+	// ModeExternalSDS: the socket answers, or the agent cannot take its place;
+	// Envoy talks to its owner.
 	ModeExternalSDS IdentityMode = "external_sds"
-	// ModeExternalSDSWithFiles: the socket answers and all three files exist.
+	// ModeExternalSDSWithFiles: the same, and all three files exist.
 	// The agent then refuses to start unless the mesh gives it client
 	// certificates for istiod.
 	ModeExternalSDSWithFiles IdentityMode = "external_sds_with_files"
-	// ModeFileMounted: no socket answers and all three files exist. The same
+	// ModeFileMounted: no socket answers, the agent can take its place, and all
+	// three files exist. The same
 	// refusal; with client certificates the agent serves the files.
 	ModeFileMounted IdentityMode = "file_mounted"
-	// ModeIstiodCA: no socket answers and the files are not complete: the
+	// ModeIstiodCA: no socket answers, the agent can take its place, and the
+	// files are not complete: the
 	// agent takes the socket's place with certificates of istiod's CA.
 	ModeIstiodCA IdentityMode = "istiod_ca"
 	// ModeUnknown: the socket or the files were not seen yet.
@@ -45,21 +49,6 @@ const (
 // IdentityModes returns all identity modes.
 func IdentityModes() []IdentityMode {
 	return []IdentityMode{ModeExternalSDS, ModeExternalSDSWithFiles, ModeFileMounted, ModeIstiodCA, ModeUnknown}
-}
-
-// NextStart is a sentence on what Istio's agent will do when it next starts.
-func (m IdentityMode) NextStart() string {
-	const next = "At its next start Istio's agent will "
-	switch m {
-	case ModeExternalSDS:
-		return next + "leave the socket to the identity provider."
-	case ModeExternalSDSWithFiles, ModeFileMounted:
-		return next + "refuse to run, unless the mesh gives it client certificates."
-	case ModeIstiodCA:
-		return next + "take the socket's place with certificates of istiod's CA."
-	default:
-		return "What Istio's agent will do at its next start is not known."
-	}
 }
 
 // Source is where evidence comes from.
@@ -188,6 +177,8 @@ type Verdict struct {
 	// Problems hold now, most urgent first.
 	Problems     []Problem    `json:"problems"`
 	IdentityMode IdentityMode `json:"identity_mode"`
+	// NextStart is how the next start of Istio's agent will go.
+	NextStart NextStart `json:"next_start"`
 	// Stages are in the order in which a certificate passes them.
 	Stages  []StageView  `json:"stages"`
 	Sources []SourceView `json:"sources"`

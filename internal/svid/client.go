@@ -346,7 +346,7 @@ func (c *Client) take(m *workload.X509SVIDResponse) bool {
 }
 
 func (c *Client) report(state rotation.WorkloadAPI) {
-	state.At = time.Now()
+	state.At, state.Socket = time.Now(), lookAtSocket(c.endpoint)
 	c.cfg.State(state)
 }
 

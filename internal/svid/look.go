@@ -37,7 +37,7 @@ func (c *Client) Look(ctx context.Context) (rotation.WorkloadAPI, *rotation.Issu
 	if state.State == rotation.WorkloadAPIConnecting {
 		// The caller's time is over before ours.
 		state = silence(time.Since(began).Round(time.Millisecond), false)
-		state.At, state.SocketAnswers = time.Now(), nil
+		state.At, state.SocketAnswers, state.Socket = time.Now(), nil, lookAtSocket(c.endpoint)
 	}
 	return state, issued
 }
@@ -48,7 +48,7 @@ func (c *Client) Knock(ctx context.Context) rotation.WorkloadAPI {
 	conn, err := (&net.Dialer{Timeout: c.cfg.AnswerTimeout}).DialContext(ctx, c.endpoint.network, c.endpoint.address)
 	if err != nil {
 		state := dialFailure(c.endpoint, err)
-		state.At = time.Now()
+		state.At, state.Socket = time.Now(), lookAtSocket(c.endpoint)
 		return state
 	}
 	_ = conn.Close() // nothing was sent on it

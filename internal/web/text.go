@@ -25,8 +25,8 @@ func writeText(w io.Writer, version string, v rotation.Verdict) error {
 		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", s.Stage, s.Certificate.SPIFFEID, s.Certificate.Issuer,
 			s.Certificate.Serial, seconds(*s.AgeSeconds), seconds(*s.RemainingSeconds), s.Rotations)
 	}
-	fmt.Fprintf(out, "\nverified rotations: %d\nhollow updates: %d\nrejected updates: %d\nidentity mode: %s\n",
-		v.VerifiedRotations, v.HollowUpdates, v.RejectedUpdates, v.IdentityMode)
+	fmt.Fprintf(out, "\nverified rotations: %d\nhollow updates: %d\nrejected updates: %d\nidentity mode: %s\n%s\n",
+		v.VerifiedRotations, v.HollowUpdates, v.RejectedUpdates, v.IdentityMode, v.NextStart.Sentence())
 	for _, p := range v.Problems {
 		fmt.Fprintf(out, "\n%s: %s", p.Severity, p.Name)
 		if p.Reason != rotation.ReasonNone {

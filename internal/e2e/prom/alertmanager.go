@@ -2,11 +2,14 @@ package prom
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -95,9 +98,8 @@ func adapt(t testing.TB, node any, factor int, base string) any {
 	}
 }
 
-// Inhibited tells for each alert that Alertmanager holds, by its name and
-// these of its labels, whether it is held back by another.
-func (a *Alertmanager) Inhibited() []HeldAlert {
+// Inhibited are the labels of the alerts that are held back by another.
+func (a *Alertmanager) Inhibited() []map[string]string {
 	a.t.Helper()
 	body, err := fetch(a.t, "http://"+a.Address+"/api/v2/alerts")
 	if err != nil {
@@ -112,17 +114,13 @@ func (a *Alertmanager) Inhibited() []HeldAlert {
 	if err := json.Unmarshal(body, &alerts); err != nil {
 		a.t.Fatalf("%v: %s", err, body)
 	}
-	var held []HeldAlert
+	var inhibited []map[string]string
 	for _, alert := range alerts {
-		held = append(held, HeldAlert{Labels: alert.Labels, Inhibited: len(alert.Status.InhibitedBy) > 0})
+		if len(alert.Status.InhibitedBy) > 0 {
+			inhibited = append(inhibited, alert.Labels)
+		}
 	}
-	return held
-}
-
-// HeldAlert is an alert that Alertmanager knows.
-type HeldAlert struct {
-	Labels    map[string]string
-	Inhibited bool
+	return inhibited
 }
 
 // Notification is what Alertmanager sent to a receiver.
@@ -136,6 +134,17 @@ type Notification struct {
 		Labels      map[string]string `json:"labels"`
 		Annotations map[string]string `json:"annotations"`
 	} `json:"alerts"`
+}
+
+// String tells a notification in one line: the receiver, the status, and each of
+// its alerts by name, what it is about, and status.
+func (n Notification) String() string {
+	var alerts []string
+	for _, a := range n.Alerts {
+		alerts = append(alerts, fmt.Sprintf("%s(%s) %s", a.Labels["alertname"], a.Labels[a.Labels["scope"]], a.Status))
+	}
+	slices.Sort(alerts)
+	return fmt.Sprintf("%s %s: %s", n.Receiver, n.Status, strings.Join(alerts, ", "))
 }
 
 // Mailbox receives notifications.

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -43,6 +44,16 @@ type Config struct {
 	Factor int
 	// Alertmanager is told of alerts, if there is one.
 	Alertmanager *Alertmanager
+	// Elsewhere has it run in another network namespace.
+	Elsewhere *Elsewhere
+}
+
+// Elsewhere is another network namespace than the test's.
+type Elsewhere struct {
+	// Command is put before the command line, and runs it there.
+	Command []string
+	// Listen is the address to serve at there, Reach is where the test finds it.
+	Listen, Reach string
 }
 
 // Prometheus is a running Prometheus.
@@ -106,11 +117,26 @@ func Start(t testing.TB, cfg Config) *Prometheus {
 	file := filepath.Join(dir, "prometheus.yaml")
 	write(t, file, config)
 
-	address := freeAddress(t)
-	p := &Prometheus{t: t, URL: "http://" + address}
-	p.Process = neighbour.Start(t, path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--web.listen-address="+address, "--query.lookback-delta="+(lookback/time.Duration(factor)).String(),
+	return start(t, path, file, factor, cfg.Elsewhere)
+}
+
+// StartFile starts a Prometheus with a configuration file.
+func StartFile(t testing.TB, file string) *Prometheus {
+	t.Helper()
+	return start(t, neighbour.Installed(t, "prometheus", "prometheus"), file, 1, nil)
+}
+
+func start(t testing.TB, path, file string, factor int, elsewhere *Elsewhere) *Prometheus {
+	t.Helper()
+	if elsewhere == nil {
+		address := freeAddress(t)
+		elsewhere = &Elsewhere{Listen: address, Reach: address}
+	}
+	p := &Prometheus{t: t, URL: "http://" + elsewhere.Reach}
+	command := append(slices.Clone(elsewhere.Command), path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(t.TempDir(), "data"),
+		"--web.listen-address="+elsewhere.Listen, "--query.lookback-delta="+(lookback/time.Duration(factor)).String(),
 		"--rules.alert.resend-delay="+(time.Minute/time.Duration(factor)).String())
+	p.Process = neighbour.Start(t, command[0], command[1:]...)
 	ready(t, p.URL, p.Process)
 	return p
 }
