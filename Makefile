@@ -67,8 +67,8 @@ bench: ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for 20 seconds
-	tools/fuzz 20s
+fuzz: ## Run each fuzz target for FUZZTIME, 5 minutes unless set
+	tools/fuzz $(or $(FUZZTIME),5m)
 
 .PHONY: fault-matrix
 fault-matrix: neighbours ## Inject every fault on every Envoy, and print the table

@@ -122,7 +122,7 @@ func (a *admin) get(ctx context.Context, path string, limit int64, read func(*bo
 	start := time.Now()
 	response, err := a.client.Do(request)
 	if err != nil {
-		return time.Since(start), a.explain(err)
+		return time.Since(start), a.explain(ctx, err)
 	}
 	defer response.Body.Close()
 	body := &boundedReader{r: response.Body, total: limit, part: limit}
@@ -134,21 +134,21 @@ func (a *admin) get(ctx context.Context, path string, limit int64, read func(*bo
 		return time.Since(start), &statusError{response.StatusCode, strings.TrimSpace(string(text))}
 	}
 	if err := read(body); err != nil {
-		return time.Since(start), a.explain(err)
+		return time.Since(start), a.explain(ctx, err)
 	}
 	// Read what is left, so that the connection can be used again.
 	body.allow(limit)
 	if _, err := io.Copy(io.Discard, body); err != nil {
-		return time.Since(start), a.explain(err)
+		return time.Since(start), a.explain(ctx, err)
 	}
 	return time.Since(start), nil
 }
 
 // explain turns the errors that people meet into a sentence.
-func (a *admin) explain(err error) error {
+func (a *admin) explain(ctx context.Context, err error) error {
 	var timeout net.Error
 	switch {
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("no answer within %s: %w", a.timeout, context.DeadlineExceeded)
 	default:
 		if wrapped, ok := errors.AsType[*url.Error](err); ok {

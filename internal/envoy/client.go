@@ -115,6 +115,9 @@ func (c *Client) Nudge() {
 	}
 }
 
+// maxError bounds what is told of an error, which may quote an answer.
+const maxError = 500
+
 // firstQuickLook is the distance of the first look after a nudge or a change.
 const firstQuickLook = 250 * time.Millisecond
 
@@ -207,7 +210,7 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		if o.Secrets == nil {
 			return c.failed(o, err)
 		}
-		o.Incomplete = err.Error()
+		o.Incomplete = brief(err.Error(), maxError)
 		c.complain(o.Incomplete)
 		return o
 	}
@@ -376,10 +379,11 @@ func (c *Client) ask(ctx context.Context, o *rotation.Envoy, q question, path st
 }
 
 func (c *Client) failed(o rotation.Envoy, err error) rotation.Envoy {
+	text := brief(err.Error(), maxError)
 	if !errors.Is(err, context.Canceled) {
-		c.complain(err.Error())
+		c.complain(text)
 	}
-	return rotation.Envoy{At: o.At, Err: err.Error(), Spent: o.Spent}
+	return rotation.Envoy{At: o.At, Err: text, Spent: o.Spent}
 }
 
 // complain logs an error once for as long as it stays the same, and its end.

@@ -367,7 +367,7 @@ func TestPollsSoonerAfterANudge(t *testing.T) {
 		p := newPipe()
 		server := &http.Server{Handler: s}
 		go func() { _ = server.Serve(p) }() // ends with Close
-		cfg := config("http://envoy.test")
+		cfg := config("http://127.0.0.1:15000")
 		cfg.BudgetPercent = 50
 		var mu sync.Mutex
 		var looks []time.Time

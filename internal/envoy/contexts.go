@@ -3,9 +3,9 @@ package envoy
 import (
 	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
+	"svid-watchdog/internal/certificate"
 	"svid-watchdog/internal/rotation"
 )
 
@@ -18,6 +18,9 @@ const maxDistinctLeaves = 256
 
 // errTooManyLeaves: /certs shows more distinct identities than any pod has.
 var errTooManyLeaves = errors.New("too many distinct certificates")
+
+// errNotATime: /certs shows a time that no certificate has.
+var errNotATime = errors.New("a certificate in it is valid at times that cannot be")
 
 // tlsContext is an element of envoy.admin.v3.Certificates: one TLS context.
 // It has neither a name nor a link to the secret.
@@ -51,7 +54,7 @@ func readContexts(body *boundedReader) (*rotation.Contexts, error) {
 		for _, cert := range context.CertChain {
 			id := ""
 			for _, san := range cert.SubjectAltNames {
-				if strings.HasPrefix(san.URI, "spiffe://") {
+				if certificate.IsSPIFFEID(san.URI) {
 					id = san.URI
 				}
 			}
@@ -59,7 +62,10 @@ func readContexts(body *boundedReader) (*rotation.Contexts, error) {
 				continue
 			}
 			// Envoy prints whole bytes; a serial number is compared as a number.
-			serial := strings.TrimLeft(strings.ToLower(cert.SerialNumber), "0")
+			serial := certificate.Serial(cert.SerialNumber)
+			if !certificate.Plausible(cert.ValidFrom) || !certificate.Plausible(cert.ExpirationTime) {
+				return errNotATime
+			}
 			k := key{serial, id, cert.ExpirationTime.Unix()}
 			i, known := index[k]
 			if !known {

@@ -13,6 +13,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -136,10 +137,16 @@ func Handler(cfg Config) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json; charset=utf-8")
-		encoder := json.NewEncoder(w)
+		var document bytes.Buffer
+		encoder := json.NewEncoder(&document)
 		encoder.SetIndent("", "  ")
 		if err := encoder.Encode(Status{cfg.Version, cfg.Verdict()}); err != nil {
+			cfg.Log.Error("the status cannot be written as JSON", "error", err)
+			http.Error(w, "the status cannot be written as JSON", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		if _, err := document.WriteTo(w); err != nil {
 			cfg.Log.Debug("status not sent", "error", err)
 		}
 	})
