@@ -35,6 +35,8 @@ lint: ## Run go vet and golangci-lint
 	go vet ./...
 	tools/neighbours golangci-lint
 	.neighbours/bin/golangci-lint run ./...
+	tools/neighbours actionlint
+	.neighbours/bin/actionlint .github/workflows/*.yaml
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -72,8 +74,8 @@ microbench: ## Run the Go benchmarks of the hot paths, ready for benchstat
 	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),1) ./...
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for 20 seconds
-	tools/fuzz 20s
+fuzz: ## Run each fuzz target for FUZZTIME, 5 minutes unless set
+	tools/fuzz $(or $(FUZZTIME),5m)
 
 .PHONY: fault-matrix
 fault-matrix: neighbours ## Inject every fault on every Envoy, and print the table
@@ -84,6 +86,14 @@ fault-matrix: neighbours ## Inject every fault on every Envoy, and print the tab
 .PHONY: soak-short
 soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat memory
 	SOAK=1h CI=true go test -count=1 -timeout 70m -v -run '^TestSoak$$' ./internal/e2e
+
+.PHONY: soak
+soak: neighbours ## Let everything happen to the watchdog at random, for CHAOS, 24 hours unless set
+	CHAOS=$(or $(CHAOS),24h) CI=true go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e/chaos
+
+.PHONY: reproducible
+reproducible: ## Build binaries and images twice, and compare their digests
+	tools/reproducible
 
 .PHONY: record
 record: neighbours ## Record what real Envoys answer, for the tests of the parsers

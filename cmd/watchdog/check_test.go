@@ -3,12 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -47,31 +44,6 @@ func TestCheckBadUsage(t *testing.T) {
 				t.Errorf("stderr %q, stdout %q", stderr.String(), stdout.String())
 			}
 		})
-	}
-}
-
-// checkFlags are the flags of check besides those that it shares with run.
-var checkFlags = []string{"json", "timeout", "watch", "no-svid", "root", "own-look", "watchdog.address"}
-
-func TestCheckHelp(t *testing.T) {
-	var stdout bytes.Buffer
-	if code := run(t.Context(), []string{"check", "--help"}, nil, &stdout, io.Discard); code != exitOK {
-		t.Errorf("exit %d", code)
-	}
-	var shown []string
-	for _, m := range regexp.MustCompile(`(?m)^  --([a-z.-]+)`).FindAllStringSubmatch(stdout.String(), -1) {
-		shown = append(shown, m[1])
-	}
-	want := slices.Clone(checkFlags)
-	for name := range maps.Keys(contractFlags) {
-		if !strings.HasPrefix(name, "web.") && !strings.HasPrefix(name, "log.") {
-			want = append(want, name)
-		}
-	}
-	slices.Sort(shown)
-	slices.Sort(want)
-	if !slices.Equal(shown, want) {
-		t.Errorf("shown %v, want %v", shown, want)
 	}
 }
 

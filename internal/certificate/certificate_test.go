@@ -184,3 +184,49 @@ func FuzzFromPEM(f *testing.F) {
 		}
 	})
 }
+
+// TestLeapSecond: a certificate whose validity begins or ends within a leap
+// second says so by an error, and is not taken for another time.
+func TestLeapSecond(t *testing.T) {
+	root := newCA(t, "root", nil, time.Date(2016, 12, 31, 23, 59, 59, 0, time.UTC))
+	der := root.cert.Raw
+	if _, err := FromDER(der); err != nil {
+		t.Fatal(err)
+	}
+	leap := bytes.Replace(der, []byte("161231235959Z"), []byte("161231235960Z"), 1)
+	if bytes.Equal(leap, der) {
+		t.Fatal("no such time in the certificate")
+	}
+	if certs, err := FromDER(leap); err == nil {
+		t.Errorf("it is valid until %s", certs[0].NotAfter)
+	}
+}
+
+// TestBounds: a certificate that is too large, too many of them, and what is
+// kept of long names.
+func TestBounds(t *testing.T) {
+	root := newCA(t, "root", nil, now.Add(time.Hour))
+	if _, err := FromDER(bytes.Repeat(root.cert.Raw, 100_000)); !errors.Is(err, ErrTooMany) {
+		t.Errorf("a hundred thousand: %v", err)
+	}
+	if _, err := FromPEM(bytes.Repeat(block(root.cert), 2000)); !errors.Is(err, ErrTooMany) {
+		t.Errorf("two thousand: %v", err)
+	}
+	large := newCA(t, string(bytes.Repeat([]byte("a"), 40<<10)), nil, now.Add(time.Hour))
+	if _, err := FromDER(large.cert.Raw); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("forty kilobytes: %v", err)
+	}
+	long := newCA(t, string(bytes.Repeat([]byte("a"), 10<<10)), nil, now.Add(time.Hour))
+	certs, err := FromDER(long.cert.Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if issuer := Leaf(certs).Issuer; len(issuer) > maxIssuer+10 {
+		t.Errorf("an issuer of %d bytes is kept", len(issuer))
+	}
+	for hex, want := range map[string]string{"00AB": "ab", "": "", "0": ""} {
+		if got := Serial(hex); got != want {
+			t.Errorf("serial %q: %q, want %q", hex, got, want)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -42,13 +43,14 @@ type admin struct {
 	timeout time.Duration
 }
 
-// newAdmin checks the address: http://host:port or unix:///path.
-func newAdmin(address string, timeout time.Duration) (*admin, error) {
+// newAdmin checks the address: http://host:port on loopback, unless remote ones
+// are allowed, or unix:///path.
+func newAdmin(address string, allowRemote bool, timeout time.Duration) (*admin, error) {
 	u, err := url.Parse(address)
 	if err != nil {
 		return nil, fmt.Errorf("the Envoy admin address %q is not a URL: %w", address, err)
 	}
-	var dialer net.Dialer
+	dialer := new(net.Dialer)
 	transport := &http.Transport{
 		Proxy:                  nil, // never by way of an HTTP_PROXY
 		DisableCompression:     true,
@@ -62,6 +64,15 @@ func newAdmin(address string, timeout time.Duration) (*admin, error) {
 	switch {
 	case u.Scheme == "http" && u.Host != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.User == nil:
 		a.base = "http://" + u.Host
+		if allowRemote {
+			break
+		}
+		if !isLoopback(u.Hostname()) {
+			return nil, fmt.Errorf("the Envoy admin address %q is not on this pod's loopback: an admin interface that others reach is open to all of them; "+
+				"if that is meant, add --envoy.allow-remote-admin", address)
+		}
+		// The name localhost may stand for anything.
+		dialer.ControlContext = onlyLoopback
 	case u.Scheme == "unix" && u.Host == "" && u.Path != "":
 		a.base = "http://envoy-admin"
 		path := u.Path
@@ -80,6 +91,23 @@ func newAdmin(address string, timeout time.Duration) (*admin, error) {
 	return a, nil
 }
 
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// onlyLoopback refuses to dial an address that is not on loopback.
+func onlyLoopback(_ context.Context, _, address string, _ syscall.RawConn) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("%s is not on loopback, and --envoy.allow-remote-admin is not set", address)
+	}
+	return nil
+}
+
 func (a *admin) close() { a.client.CloseIdleConnections() }
 
 // get asks for path and hands at most limit bytes of the answer to read. It
@@ -94,7 +122,7 @@ func (a *admin) get(ctx context.Context, path string, limit int64, read func(*bo
 	start := time.Now()
 	response, err := a.client.Do(request)
 	if err != nil {
-		return time.Since(start), a.explain(err)
+		return time.Since(start), a.explain(ctx, err)
 	}
 	defer response.Body.Close()
 	body := &boundedReader{r: response.Body, total: limit, part: limit}
@@ -106,21 +134,21 @@ func (a *admin) get(ctx context.Context, path string, limit int64, read func(*bo
 		return time.Since(start), &statusError{response.StatusCode, strings.TrimSpace(string(text))}
 	}
 	if err := read(body); err != nil {
-		return time.Since(start), a.explain(err)
+		return time.Since(start), a.explain(ctx, err)
 	}
 	// Read what is left, so that the connection can be used again.
 	body.allow(limit)
 	if _, err := io.Copy(io.Discard, body); err != nil {
-		return time.Since(start), a.explain(err)
+		return time.Since(start), a.explain(ctx, err)
 	}
 	return time.Since(start), nil
 }
 
 // explain turns the errors that people meet into a sentence.
-func (a *admin) explain(err error) error {
+func (a *admin) explain(ctx context.Context, err error) error {
 	var timeout net.Error
 	switch {
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("no answer within %s: %w", a.timeout, context.DeadlineExceeded)
 	default:
 		if wrapped, ok := errors.AsType[*url.Error](err); ok {

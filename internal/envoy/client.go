@@ -14,6 +14,9 @@ import (
 type Config struct {
 	// Address is Envoy's admin interface: http://HOST:PORT or unix:///PATH.
 	Address string
+	// AllowRemote admits an Address that is neither on loopback nor a unix
+	// socket.
+	AllowRemote bool
 	// SDSCluster is the name of the cluster that SDS uses; IdentitySecret and
 	// BundleSecret name the secrets of the identity and the trust bundle.
 	SDSCluster, IdentitySecret, BundleSecret string
@@ -90,7 +93,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	a, err := newAdmin(cfg.Address, cfg.Timeout)
+	a, err := newAdmin(cfg.Address, cfg.AllowRemote, cfg.Timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +116,9 @@ func (c *Client) Nudge() {
 	default: // one is waiting already
 	}
 }
+
+// maxError bounds what is told of an error, which may quote an answer.
+const maxError = 500
 
 // Close ends idle connections; it is for a client that is not run.
 func (c *Client) Close() { c.admin.close() }
@@ -189,7 +195,7 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		if o.Secrets == nil {
 			return c.failed(o, err)
 		}
-		o.Incomplete = err.Error()
+		o.Incomplete = brief(err.Error(), maxError)
 		c.complain(o.Incomplete)
 		return o
 	}
@@ -382,10 +388,11 @@ func (c *Client) ask(ctx context.Context, o *rotation.Envoy, q question, path st
 }
 
 func (c *Client) failed(o rotation.Envoy, err error) rotation.Envoy {
+	text := brief(err.Error(), maxError)
 	if !errors.Is(err, context.Canceled) {
-		c.complain(err.Error())
+		c.complain(text)
 	}
-	return rotation.Envoy{At: o.At, Err: err.Error(), Spent: o.Spent}
+	return rotation.Envoy{At: o.At, Err: text, Spent: o.Spent}
 }
 
 // complain logs an error once for as long as it stays the same, and its end.

@@ -152,6 +152,31 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// TestLoopbackOnly: an admin interface that is not the pod's own is asked only
+// when the user says so, whatever a name stands for.
+func TestLoopbackOnly(t *testing.T) {
+	for _, good := range []string{"http://127.0.0.1:15000", "http://127.1.2.3:15000", "http://[::1]:15000/", "http://localhost:15000", "unix:///run/admin"} {
+		if _, err := New(config(good)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, remote := range []string{"http://192.0.2.1:15000", "http://[2001:db8::1]:15000", "http://envoy:15000", "http://0.0.0.0:15000", "http://localhost.example:15000", "http://2130706433:15000"} {
+		cfg := config(remote)
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--envoy.allow-remote-admin") {
+			t.Errorf("%s: %v", remote, err)
+		}
+		cfg.AllowRemote = true
+		if _, err := New(cfg); err != nil {
+			t.Error(err)
+		}
+	}
+	for address, want := range map[string]bool{"127.0.0.1:1": true, "[::1]:1": true, "192.0.2.1:1": false, "[2001:db8::1]:1": false, "nonsense": false} {
+		if err := onlyLoopback(t.Context(), "tcp", address, nil); (err == nil) != want {
+			t.Errorf("dial %s: %v", address, err)
+		}
+	}
+}
+
 // TestHostileAnswers: whatever Envoy's place sends, the look ends, says so in
 // one line, and claims nothing.
 func TestHostileAnswers(t *testing.T) {
@@ -365,7 +390,7 @@ func TestPollsSoonerAfterANudge(t *testing.T) {
 		p := newPipe()
 		server := &http.Server{Handler: s}
 		go func() { _ = server.Serve(p) }() // ends with Close
-		cfg := config("http://envoy.test")
+		cfg := config("http://127.0.0.1:15000")
 		cfg.BudgetPercent = 50
 		var mu sync.Mutex
 		var looks []time.Time

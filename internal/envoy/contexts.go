@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"strings"
 	"time"
 
+	"svid-watchdog/internal/certificate"
 	"svid-watchdog/internal/rotation"
 )
 
@@ -20,6 +20,9 @@ const maxDistinctLeaves = 256
 
 // errTooManyLeaves: /certs shows more distinct identities than any pod has.
 var errTooManyLeaves = errors.New("too many distinct certificates")
+
+// errNotATime: /certs shows a time that no certificate has.
+var errNotATime = errors.New("a certificate in it is valid at times that cannot be")
 
 // tlsContext is an element of envoy.admin.v3.Certificates: one TLS context.
 // It has neither a name nor a link to the secret.
@@ -78,7 +81,7 @@ func contextLeaves(element []byte, index map[key]int, contexts *rotation.Context
 	for _, cert := range context.CertChain {
 		id := ""
 		for _, san := range cert.SubjectAltNames {
-			if strings.HasPrefix(san.URI, "spiffe://") {
+			if certificate.IsSPIFFEID(san.URI) {
 				id = san.URI
 			}
 		}
@@ -86,7 +89,10 @@ func contextLeaves(element []byte, index map[key]int, contexts *rotation.Context
 			continue
 		}
 		// Envoy prints whole bytes; a serial number is compared as a number.
-		serial := strings.TrimLeft(strings.ToLower(cert.SerialNumber), "0")
+		serial := certificate.Serial(cert.SerialNumber)
+		if !certificate.Plausible(cert.ValidFrom) || !certificate.Plausible(cert.ExpirationTime) {
+			return nil, errNotATime
+		}
 		k := key{serial, id, cert.ExpirationTime.Unix()}
 		i, known := index[k]
 		if !known {

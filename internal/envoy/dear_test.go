@@ -114,7 +114,7 @@ func TestADearEnvoy(t *testing.T) {
 					var perMinute, perMinuteMax int
 					var minute time.Time
 					seen, rotations := begin, 0
-					cfg := config("http://envoy.test")
+					cfg := config("http://127.0.0.1:15000")
 					cfg.Observe = func(o rotation.Envoy) {
 						if o.Err+o.Incomplete != "" {
 							t.Error(o.Err + o.Incomplete)

@@ -103,10 +103,11 @@ func readWarming(body io.Reader, identityName, bundleName string) (identity, bun
 }
 
 func meta(d dynamicSecret) rotation.SecretMeta {
-	m := rotation.SecretMeta{Version: d.VersionInfo, SentAt: sentAt(d.VersionInfo)}
+	m := rotation.SecretMeta{Version: brief(d.VersionInfo, 100), SentAt: sentAt(d.VersionInfo)}
 	if d.LastUpdated != "" { // absent when it is the zero time
 		t, err := time.Parse(time.RFC3339Nano, d.LastUpdated)
-		if err != nil {
+		if err != nil || !certificate.Plausible(t) {
+			t = time.Time{}
 			m.Err = fmt.Sprintf("last_updated %.40q is not a time", d.LastUpdated)
 		}
 		m.LastUpdated = t
@@ -119,10 +120,18 @@ func meta(d dynamicSecret) rotation.SecretMeta {
 // counts, and Istio's agent writes a time with a suffix: neither is a time.
 func sentAt(version string) time.Time {
 	t, err := time.Parse(time.RFC3339Nano, version)
-	if err != nil {
+	if err != nil || !certificate.Plausible(t) {
 		return time.Time{}
 	}
 	return t
+}
+
+// brief keeps the beginning of a long text.
+func brief(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
 func decodeSecret(raw json.RawMessage) (*tlsv3.Secret, error) {

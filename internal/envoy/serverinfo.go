@@ -57,7 +57,7 @@ func readServerInfo(body *boundedReader) (serverInfo, error) {
 	if info.state == "" {
 		info.state = "LIVE" // the zero value of ServerInfo.State, not printed
 	}
-	info.version = shortVersion(info.version)
+	info.version, info.state = brief(shortVersion(info.version), 64), brief(info.state, 32)
 	if uptime == "" {
 		return info, nil // zero is not printed: Envoy started this second
 	}
@@ -65,7 +65,7 @@ func readServerInfo(body *boundedReader) (serverInfo, error) {
 	// JSON mapping), which may have more digits than a float holds well.
 	seconds, err := strconv.ParseFloat(strings.TrimSuffix(uptime, "s"), 64)
 	if err != nil || !strings.HasSuffix(uptime, "s") || !(math.Abs(seconds) <= maxUptime) {
-		return info, fmt.Errorf("uptime %q is not a duration", uptime)
+		return info, fmt.Errorf("uptime %.40q is not a duration", uptime)
 	}
 	info.uptime = time.Duration(seconds * float64(time.Second))
 	return info, nil

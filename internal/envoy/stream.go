@@ -78,7 +78,7 @@ func (c *count) UnmarshalJSON(data []byte) error {
 	}
 	var v uint64
 	if _, err := fmt.Sscan(n.String(), &v); err != nil {
-		return fmt.Errorf("%q is not a count", n)
+		return fmt.Errorf("%.40q is not a count", n)
 	}
 	*c = count(v)
 	return nil

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,7 +44,10 @@ type Config struct {
 	// Reconnect is how long a real Envoy waits at most before it opens a stream
 	// again, its own 30 s if zero.
 	Reconnect time.Duration
-	Log       *slog.Logger
+	// Minted is called with each SVID's leaf and its private key, PKCS#8 in
+	// DER, before anybody gets it; nil for nobody.
+	Minted func(leaf *x509.Certificate, key []byte)
+	Log    *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -108,7 +112,7 @@ func (p *Pod) start(ctx context.Context) (err error) {
 	if p.mount, err = newMount(filepath.Dir(p.socket)); err != nil {
 		return err
 	}
-	if p.server, err = newServer(p.cfg.Issuer, p.cfg.TTL, p.cfg.Renewal, p.cfg.Lead, p.timeline); err != nil {
+	if p.server, err = newServer(p.cfg.Issuer, p.cfg.TTL, p.cfg.Renewal, p.cfg.Lead, p.cfg.Minted, p.timeline); err != nil {
 		return err
 	}
 	if err := p.server.listen(p.socket); err != nil {

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -59,7 +60,9 @@ type server struct {
 	issuer       Issuer
 	ttl, renewal time.Duration
 	// lead is by how much not-before is back-dated.
-	lead     time.Duration
+	lead time.Duration
+	// minted hears of each SVID; nil for nobody.
+	minted   func(*x509.Certificate, []byte)
 	timeline *timeline
 
 	mu      sync.Mutex
@@ -84,7 +87,7 @@ type server struct {
 // flapAfter is how long a flapping stream lasts.
 const flapAfter = 200 * time.Millisecond
 
-func newServer(issuer Issuer, ttl, renewal, lead time.Duration, t *timeline) (*server, error) {
+func newServer(issuer Issuer, ttl, renewal, lead time.Duration, minted func(*x509.Certificate, []byte), t *timeline) (*server, error) {
 	now := time.Now()
 	ca, err := newAuthority("svid-watchdog lab CA", now)
 	if err != nil {
@@ -95,7 +98,7 @@ func newServer(issuer Issuer, ttl, renewal, lead time.Duration, t *timeline) (*s
 		return nil, err
 	}
 	s := &server{
-		issuer: issuer, ttl: ttl, renewal: renewal, lead: lead, timeline: t,
+		issuer: issuer, ttl: ttl, renewal: renewal, lead: lead, minted: minted, timeline: t,
 		ca: ca, foreign: foreign,
 		conducts: make(map[Service]conduct),
 		streams:  make(map[*stream]struct{}),
@@ -134,6 +137,9 @@ func (s *server) mint(c conduct) (*svid, error) {
 		if _, made.key, err = newKey(); err != nil {
 			return nil, err
 		}
+	}
+	if s.minted != nil {
+		s.minted(made.leaf, made.key)
 	}
 	return made, nil
 }

@@ -44,7 +44,7 @@ type fixture struct {
 
 func serve(t *testing.T, issuer Issuer, ttl, renewal time.Duration) *fixture {
 	t.Helper()
-	s, err := newServer(issuer, ttl, renewal, issuer.lead(), newTimeline(slog.New(slog.DiscardHandler)))
+	s, err := newServer(issuer, ttl, renewal, issuer.lead(), nil, newTimeline(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
+
+	"svid-watchdog/internal/contract"
 )
 
 // TestDocument: docs/metrics.md is what a scrape of a pod says in which
@@ -25,7 +27,7 @@ func TestDocument(t *testing.T) {
 	}
 	want := document(families)
 	path := filepath.Join("..", "..", "docs", "metrics.md")
-	if *update {
+	if contract.Update() {
 		if err := os.WriteFile(path, []byte(want), 0o644); err != nil { //nolint:gosec // a document
 			t.Fatal(err)
 		}
@@ -37,6 +39,29 @@ func TestDocument(t *testing.T) {
 	if string(got) != want {
 		t.Error("docs/metrics.md is not what the code does; write it anew with: go test ./internal/metrics -run TestDocument -update")
 	}
+}
+
+// TestContract: names, types, labels and the closed sets of their values, upon
+// which dashboards and alerts are built.
+func TestContract(t *testing.T) {
+	families, err := registry(everything).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, f := range families {
+		fmt.Fprintf(&b, "%s %s\n", f.GetName(), strings.ToLower(f.GetType().String()))
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				value := " = " + l.GetValue()
+				if free := []string{"build_info", "identity_info"}; slices.Contains(free, strings.TrimPrefix(f.GetName(), "svid_watchdog_")) {
+					value = ""
+				}
+				fmt.Fprintf(&b, "%s %s%s\n", f.GetName(), l.GetName(), value)
+			}
+		}
+	}
+	contract.Hold(t, filepath.Join("..", "..", "docs", "contract", "metrics.txt"), b.String())
 }
 
 const introduction = `# Metrics

@@ -41,6 +41,8 @@ type Config struct {
 	// TTL is an SVID's lifetime from its issuance; Renewal the distance of
 	// two, 0 for the issuer's habit.
 	TTL, Renewal time.Duration
+	// Skew is by how much the issuer's clock is ahead of the pod's.
+	Skew time.Duration
 	// Rand, if set, makes renewals as unsteady as the real ones: see gap.
 	Rand *rand.Rand
 	// Streams is how many providers Envoy has of the identity, 1 if zero.
@@ -134,7 +136,8 @@ const ID = "spiffe://example.test/ns/shop/sa/front-end"
 func New(cfg Config, start time.Time) *Pod {
 	if cfg.Renewal == 0 {
 		if cfg.Renewal = cfg.TTL / 3; cfg.Issuer == SPIRE {
-			cfg.Renewal = (cfg.TTL+backdate(SPIRE))/2 - backdate(SPIRE)
+			// At half life by the node's clock, which the server's is ahead of.
+			cfg.Renewal = (cfg.TTL+backdate(SPIRE))/2 - backdate(SPIRE) + cfg.Skew
 		}
 	}
 	if cfg.Streams == 0 {
@@ -155,7 +158,7 @@ func backdate(i Issuer) time.Duration {
 // issue makes a new SVID.
 func (p *Pod) issue(now time.Time) svid {
 	p.issued++
-	wall := now.Round(0).UTC().Truncate(time.Second)
+	wall := now.Round(0).UTC().Truncate(time.Second).Add(p.cfg.Skew)
 	c := rotation.Certificate{
 		SPIFFEID: ID, Serial: fmt.Sprintf("%x", p.issued), Issuer: "CN=example.test",
 		NotBefore: wall.Add(-backdate(p.cfg.Issuer)), NotAfter: wall.Add(p.cfg.TTL),

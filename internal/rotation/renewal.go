@@ -101,7 +101,9 @@ func (r *renewal) forgetClock() {
 
 // interval is the renewal interval that a leaf is judged by. Until it is
 // learned it is assumed to be half of the life that the leaf had, as far back
-// as its age is counted: no known issuer renews later than at half life.
+// as its age is counted: no known issuer renews later than at half life. SPIRE's
+// agent takes that by the node's clock, so that it renews later where the clock
+// of the server, from which the times of the leaf are, is ahead.
 func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 	if l.cfg.Interval > 0 {
 		return l.cfg.Interval, IntervalConfigured
@@ -112,5 +114,7 @@ func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 	if leaf == nil {
 		return 0, ""
 	}
-	return max(0, leaf.NotAfter.Sub(leaf.firstSeen.Round(0))+leaf.earlier) / 2, IntervalAssumed
+	half := (leaf.NotAfter.Sub(leaf.firstSeen.Round(0)) + leaf.earlier) / 2
+	middle := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2).Sub(leaf.firstSeen.Round(0)) + leaf.earlier
+	return max(0, half, middle), IntervalAssumed
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -195,7 +196,10 @@ func (c *Client) connect() (*grpc.ClientConn, *atomic.Pointer[dialResult], error
 			MinConnectTimeout: time.Hour,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false)),
+		// No private key may stay in memory, see wire.go.
+		grpc.WithReadBufferSize(0),
+		experimental.WithBufferPool(pool{}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false), grpc.ForceCodecV2(codec{})),
 	)
 	return conn, dialed, err
 }

@@ -12,6 +12,9 @@ import (
 	"svid-watchdog/internal/rotation"
 )
 
+// maxSVIDs bounds the identities of one workload. Most have one.
+const maxSVIDs = 64
+
 // dropKeys overwrites the private keys of a message and forgets them.
 func dropKeys(m *workload.X509SVIDResponse) {
 	for _, svid := range m.GetSvids() {
@@ -35,11 +38,17 @@ func parse(m *workload.X509SVIDResponse, now time.Time) (rotation.Issuance, erro
 	if len(m.GetSvids()) == 0 {
 		return rotation.Issuance{}, errors.New("the message holds no SVID")
 	}
+	if len(m.Svids) > maxSVIDs {
+		return rotation.Issuance{}, fmt.Errorf("the message holds %d SVIDs, more than %d", len(m.Svids), maxSVIDs)
+	}
 	issuance := rotation.Issuance{At: now}
 	for i, svid := range m.Svids {
 		id, err := spiffeid.FromString(svid.GetSpiffeId())
 		if err != nil {
 			return rotation.Issuance{}, fmt.Errorf("the SPIFFE ID of SVID %d: %w", i+1, err)
+		}
+		if !certificate.IsSPIFFEID(id.String()) {
+			return rotation.Issuance{}, fmt.Errorf("the SPIFFE ID of SVID %d is too long", i+1)
 		}
 		issuance.SPIFFEIDs = append(issuance.SPIFFEIDs, id.String())
 	}

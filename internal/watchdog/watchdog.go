@@ -31,7 +31,9 @@ type Config struct {
 	WorkloadAPIAddress string
 
 	EnvoyAdminAddress string
-	PollInterval      time.Duration
+	// AllowRemoteAdmin admits an EnvoyAdminAddress beyond loopback.
+	AllowRemoteAdmin bool
+	PollInterval     time.Duration
 	// BudgetPercent is the share of Envoy's time that may be spent on us.
 	BudgetPercent                            float64
 	SDSCluster, IdentitySecret, BundleSecret string
@@ -140,6 +142,7 @@ func newObserver(cfg Config, oneLook bool, log *slog.Logger) (*observer, error) 
 	var err error
 	w.envoy, err = envoy.New(envoy.Config{
 		Address:        cfg.EnvoyAdminAddress,
+		AllowRemote:    cfg.AllowRemoteAdmin,
 		SDSCluster:     cfg.SDSCluster,
 		IdentitySecret: cfg.IdentitySecret,
 		BundleSecret:   cfg.BundleSecret,

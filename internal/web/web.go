@@ -8,10 +8,12 @@
 //	/               the verdict for people: a page for browsers, else text
 //	/problems       the catalogue of problems, with what to do
 //
-// It holds no state of its own. TLS and basic auth come from package webconfig.
+// It answers GET and HEAD only, and there is no pprof. It holds no state of its
+// own. TLS and basic auth come from package webconfig.
 package web
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,7 +24,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"svid-watchdog/internal/rotation"
 	"svid-watchdog/internal/webconfig"
@@ -81,7 +82,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		file:     file,
-		listener: listener,
+		listener: limit(listener, maxConnections),
 		server: &http.Server{
 			Handler:           Handler(cfg),
 			ReadHeaderTimeout: headerTimeout,
@@ -89,6 +90,8 @@ func New(cfg Config) (*Server, error) {
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeader,
+			// Strangers cause these: a failed handshake is no news.
+			ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 		},
 	}, nil
 }
@@ -122,10 +125,7 @@ func (s *Server) Run(ctx context.Context) error {
 // Handler answers the paths of the contract, and only GET and HEAD.
 func Handler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Registry, promhttp.HandlerOpts{
-		ErrorHandling:       promhttp.ContinueOnError,
-		MaxRequestsInFlight: 8,
-	}))
+	mux.Handle("GET /metrics", scrape(cfg.Registry))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
@@ -137,10 +137,16 @@ func Handler(cfg Config) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json; charset=utf-8")
-		encoder := json.NewEncoder(w)
+		var document bytes.Buffer
+		encoder := json.NewEncoder(&document)
 		encoder.SetIndent("", "  ")
 		if err := encoder.Encode(Status{cfg.Version, cfg.Verdict()}); err != nil {
+			cfg.Log.Error("the status cannot be written as JSON", "error", err)
+			http.Error(w, "the status cannot be written as JSON", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		if _, err := document.WriteTo(w); err != nil {
 			cfg.Log.Debug("status not sent", "error", err)
 		}
 	})
@@ -160,6 +166,12 @@ func Handler(cfg Config) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "no-store")
+		if r.ContentLength != 0 {
+			// No question here has a body, so none is read.
+			w.Header().Set("Connection", "close")
+			http.Error(w, "no request here has a body", http.StatusRequestEntityTooLarge)
+			return
+		}
 		mux.ServeHTTP(w, r)
 	})
 }

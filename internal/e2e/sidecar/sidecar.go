@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -72,7 +73,14 @@ var listens = regexp.MustCompile(`listen_address=(\S+)`)
 // Start starts a watchdog on a free port of loopback.
 func Start(t testing.TB, args ...string) *Sidecar {
 	t.Helper()
-	p := neighbour.Start(t, Binary(t), append([]string{"run", "--web.listen-address=127.0.0.1:0"}, args...)...)
+	return StartUnder(t, nil, args...)
+}
+
+// StartUnder is Start by way of another program, which gets the command line.
+func StartUnder(t testing.TB, program []string, args ...string) *Sidecar {
+	t.Helper()
+	command := slices.Concat(program, []string{Binary(t), "run", "--web.listen-address=127.0.0.1:0"}, args)
+	p := neighbour.Start(t, command[0], command[1:]...)
 	s := &Sidecar{Process: p, t: t}
 	neighbour.Until(t, 10*time.Second, "the watchdog to listen", func() bool {
 		m := listens.FindStringSubmatch(p.Out.String())
