@@ -29,7 +29,14 @@ func newContainers(t *testing.T) *containers {
 			lacking(t, "no "+name+" here")
 		}
 	}
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "svid-e2e-containers-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What cleans up after a container is still at it when podman returns.
+	t.Cleanup(func() {
+		until(t, 30*time.Second, "the containers' storage to be removed", func() bool { return os.RemoveAll(dir) == nil })
+	})
 	return &containers{t, []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}}
 }
 
