@@ -141,9 +141,9 @@ func TestADearEnvoy(t *testing.T) {
 						}
 						older(&contexts, &maxContexts)
 						e.mu.Lock()
-						delivered := e.delivered
+						delivered, notAfter := e.delivered, e.cert.NotAfter
 						e.mu.Unlock()
-						if o.Contexts.Leaves[0].Leaf.NotAfter.Equal(e.cert.NotAfter) && delivered.After(seen) {
+						if o.Contexts.Leaves[0].Leaf.NotAfter.Equal(notAfter) && delivered.After(seen) {
 							seen = delivered
 							// The first comes before anything could be learned.
 							if rotations++; rotations > 1 {

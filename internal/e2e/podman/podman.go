@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"svid-watchdog/internal/e2e/neighbour"
 )
@@ -86,7 +87,27 @@ func (p *Podman) remove() error {
 	}
 	// The storage is mounted upon itself.
 	_ = exec.Command("umount", "--quiet", p.root()).Run() //nolint:gosec,noctx // it returns at once; it may not be mounted
-	return errors.Join(failed, os.RemoveAll(p.dir))
+	return errors.Join(failed, p.clear())
+}
+
+// clear removes the storage. What cleans up after a container may still be at
+// it when podman returns.
+func (p *Podman) clear() error {
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := os.RemoveAll(p.dir)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			return err
+		}
+	}
 }
 
 func (p *Podman) root() string { return filepath.Join(p.dir, "root") }
