@@ -115,6 +115,6 @@ func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 		return 0, ""
 	}
 	half := (leaf.NotAfter.Sub(leaf.firstSeen.Round(0)) + leaf.earlier) / 2
-	middle := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2).Sub(leaf.firstSeen.Round(0)) + leaf.earlier
+	middle := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2).Sub(leaf.firstSeen.Round(0)) + leaf.earlier
 	return max(0, half, middle), IntervalAssumed
 }
