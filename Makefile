@@ -43,7 +43,7 @@ fmt: ## Format the code
 	gofmt -l -w $$(git ls-files '*.go')
 
 .PHONY: neighbours
-neighbours: ## Get the real Envoys, SPIRE and what drives a browser into .neighbours/
+neighbours: ## Get the real systems that the tests need into .neighbours/
 	tools/neighbours
 
 .PHONY: dist
@@ -78,25 +78,24 @@ fuzz: ## Run each fuzz target for FUZZTIME, 5 minutes unless set
 	tools/fuzz $(or $(FUZZTIME),5m)
 
 .PHONY: fault-matrix
-fault-matrix: neighbours ## Inject every fault on every Envoy, and print the table
+fault-matrix: ## Inject every fault on every Envoy, and print the table
+	tools/neighbours envoy
 	@table=$$(mktemp); trap 'rm -f "$$table"' EXIT; status=0; \
 	FAULT_MATRIX=$$table CI=true go test -count=1 -parallel 32 -timeout 60m -run '^TestFaults$$' ./internal/lab || status=$$?; \
 	cat "$$table"; exit $$status
 
 .PHONY: soak-short
-soak-short: neighbours ## Stand beside real Envoys for an hour: no problem, flat memory
+soak-short: ## Stand beside real Envoys for an hour: no problem, flat memory
+	tools/neighbours envoy
 	SOAK=1h CI=true go test -count=1 -timeout 70m -v -run '^TestSoak$$' ./internal/e2e
-
-.PHONY: soak
-soak: neighbours ## Let everything happen to the watchdog at random, for CHAOS, 24 hours unless set
-	CHAOS=$(or $(CHAOS),24h) CI=true go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e/chaos
 
 .PHONY: reproducible
 reproducible: ## Build binaries and images twice, and compare their digests
 	tools/reproducible
 
 .PHONY: record
-record: neighbours ## Record what real Envoys answer, for the tests of the parsers
+record: ## Record what real Envoys answer, for the tests of the parsers
+	tools/neighbours envoy
 	RECORD=$(CURDIR)/internal/envoy/testdata/recorded CI=true go test -count=1 -timeout 20m -run '^TestRecord$$' ./internal/lab
 
 .PHONY: dashboards
@@ -121,7 +120,8 @@ deploy-check: ## Have a real control plane judge deploy/, and print the merged p
 	echo "deploy-check: $$([ $$status = 0 ] && echo "all is as deploy/istio/README.md says" || echo FAILED, see above the pods)"; exit $$status
 
 .PHONY: screenshots
-screenshots: neighbours ## Take the pictures of the status page in docs/ anew
+screenshots: ## Take the pictures of the status page in docs/ anew
+	tools/neighbours browser
 	SCREENSHOTS=$(CURDIR)/docs/images CI=true go test -count=1 -run '^TestInABrowser$$' ./internal/web
 
 .PHONY: recording

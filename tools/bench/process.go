@@ -70,9 +70,11 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	patience := time.NewTimer(5 * time.Second)
+	defer patience.Stop()
 	select {
 	case <-p.exited:
-	case <-time.After(5 * time.Second): //nolint:forbidigo // nothing restarts it
+	case <-patience.C:
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 	}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"svid-watchdog/internal/e2e/neighbour"
 )
 
 var directory = filepath.Join("..", "..", "deploy", "grafana")
@@ -39,16 +41,7 @@ func TestCommitted(t *testing.T) {
 
 // TestKnownToGrafana: Grafana's own types know each field and option.
 func TestKnownToGrafana(t *testing.T) {
-	lint, err := filepath.Abs(filepath.Join("..", "..", ".neighbours", "bin", "dashboard-lint"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(lint); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no dashboard-lint here: run `tools/neighbours dashboard-lint`")
-	}
+	lint := neighbour.Need(t, "bin", "dashboard-lint")
 	judge := func(content []byte) (string, error) {
 		path := filepath.Join(t.TempDir(), "dashboard.json")
 		if err := os.WriteFile(path, content, 0o600); err != nil {
