@@ -322,7 +322,12 @@ func (a *proxy) watch(name string, s situation) deed {
 	if done == refuses {
 		return done
 	}
-	neighbour.Until(t, 30*time.Second, "Envoy to run", a.envoyRuns, a)
+	// It tells of a socket that it cannot have before it gives up for want of
+	// a certificate.
+	neighbour.Until(t, 30*time.Second, "Envoy to run", func() bool { return a.exited() || a.envoyRuns() }, a)
+	if a.exited() {
+		return refuses
+	}
 	switch owner := listener(t, socket); done {
 	case external:
 		if self, err := os.Executable(); err != nil || owner != filepath.Base(self) {
