@@ -20,14 +20,14 @@ import (
 )
 
 // TestThirtyTwoMegabytes: with the memory that the manifests give it, enforced
-// by the kernel, the watchdog outlives whatever is sent in Envoy's place.
+// by the kernel, the watchdog outlives whatever is sent in the place of Envoy and of the Workload API.
 func TestThirtyTwoMegabytes(t *testing.T) {
 	c := podman.New(t)
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-o", filepath.Join(dir, "hostile"), "./hostile")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the hostile Envoy: %v\n%s", err, out)
+		t.Fatalf("build the hostile neighbours: %v\n%s", err, out)
 	}
 	watchdog, err := os.ReadFile(binary(t))
 	if err != nil {
@@ -49,9 +49,13 @@ func TestThirtyTwoMegabytes(t *testing.T) {
 			}
 		})
 	}
-	start("envoy", "--network", "none", "localhost/hostile", "/hostile", "127.0.0.1:15000", "http://127.0.0.1:9816/metrics")
-	start("watchdog", "--network", "container:envoy", "--memory", "32m", "--memory-swap", "32m", "--read-only", "--cap-drop", "ALL", "--user", "65532",
-		"localhost/hostile", "/watchdog", "run", "--envoy.poll-interval=100ms", "--envoy.budget=100", "--web.listen-address=127.0.0.1:9816")
+	sockets := filepath.Join(dir, "sockets")
+	if err := os.Mkdir(sockets, 0o755); err != nil { //nolint:gosec // the watchdog is another user
+		t.Fatal(err)
+	}
+	start("neighbours", "--network", "none", "--volume", sockets+":/sockets", "localhost/hostile", "/hostile", "127.0.0.1:15000", "/sockets/socket", "http://127.0.0.1:9816/metrics")
+	start("watchdog", "--network", "container:neighbours", "--volume", sockets+":/sockets:ro", "--memory", "32m", "--memory-swap", "32m", "--read-only", "--cap-drop", "ALL", "--user", "65532",
+		"localhost/hostile", "/watchdog", "run", "--workload-api.address=unix:///sockets/socket", "--envoy.poll-interval=100ms", "--envoy.budget=100", "--web.listen-address=127.0.0.1:9816")
 	state := func() (s struct {
 		Running, OOMKilled bool
 		ExitCode           int
@@ -70,13 +74,13 @@ func TestThirtyTwoMegabytes(t *testing.T) {
 		}
 		return out
 	}
-	until(t, 3*time.Minute, "the watchdog to take every answer", func() bool {
+	until(t, 8*time.Minute, "the watchdog to take every answer", func() bool {
 		if s := state(); !s.Running {
-			t.Fatalf("the watchdog ended: %+v\nEnvoy: %s\n%s", s, logs("envoy"), logs("watchdog"))
+			t.Fatalf("the watchdog ended: %+v\nneighbours: %s\n%s", s, logs("neighbours"), logs("watchdog"))
 		}
-		return strings.Contains(logs("envoy"), "all survived")
+		return strings.Contains(logs("neighbours"), "all survived")
 	})
-	t.Log(logs("envoy"))
+	t.Log(logs("neighbours"))
 }
 
 // TestOneStream: because of the watchdog the identity provider issues what one

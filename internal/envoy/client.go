@@ -130,12 +130,17 @@ func (c *Client) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	pace := newPace(c.cfg.PollInterval)
+	var due time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.nudges:
-			timer.Reset(pace.nudged(time.Now()))
+			// Sooner, never later: nudges without end would put the look off for ever.
+			now := time.Now()
+			wait := min(pace.nudged(now), due.Sub(now))
+			due = now.Add(wait)
+			timer.Reset(wait)
 			continue
 		case <-timer.C:
 		}
@@ -146,7 +151,10 @@ func (c *Client) Run(ctx context.Context) error {
 		if c.changed != before {
 			pace.delivered(c.changed, c.deliveredAt)
 		}
-		timer.Reset(pace.next(time.Now(), c.unsettled == 0))
+		now := time.Now()
+		wait := pace.next(now, c.unsettled == 0)
+		due = now.Add(wait)
+		timer.Reset(wait)
 	}
 }
 

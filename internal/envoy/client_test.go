@@ -379,7 +379,7 @@ func (p *pipe) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 }
 
 // TestPollsSoonerAfterANudge: at rest a look every 15 s; after a new SVID the
-// delivery is seen within a second.
+// delivery is seen within a second, and however many come, the looks go on.
 func TestPollsSoonerAfterANudge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScripted(t)
@@ -440,6 +440,15 @@ func TestPollsSoonerAfterANudge(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if n, _ := since(rest); n < 39 || n > 41 {
 			t.Errorf("%d looks in 10 minutes after the nudge, want 40", n)
+		}
+		// An identity provider that sends without end must not keep it from looking.
+		flood := time.Now()
+		for range 600 {
+			time.Sleep(100 * time.Millisecond)
+			c.Nudge()
+		}
+		if n, _ := since(flood); n < 100 || n > 300 {
+			t.Errorf("%d looks in a minute of nudges, want up to four a second", n)
 		}
 		cancel()
 		if err := <-ended; err != nil {

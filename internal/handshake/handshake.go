@@ -87,12 +87,17 @@ func (p *Prober) Nudge() {
 func (p *Prober) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var due time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-p.nudges:
-			timer.Reset(settle)
+			// Sooner, never later.
+			now := time.Now()
+			wait := min(settle, due.Sub(now))
+			due = now.Add(wait)
+			timer.Reset(wait)
 			continue
 		case <-timer.C:
 		}
@@ -101,6 +106,7 @@ func (p *Prober) Run(ctx context.Context) error {
 			return nil
 		}
 		p.cfg.Observe(h)
+		due = time.Now().Add(p.cfg.Interval)
 		timer.Reset(p.cfg.Interval)
 	}
 }

@@ -180,6 +180,15 @@ func TestRun(t *testing.T) {
 		if at := (<-seen).Sub(begin); at != 2*time.Minute+settle {
 			t.Errorf("nudged: a handshake after %s", at)
 		}
+		// Nudges without end do not put it off for ever.
+		begin = time.Now()
+		for range 10 {
+			p.Nudge()
+			time.Sleep(settle / 2)
+		}
+		if n := len(seen); n < 3 || n > 5 {
+			t.Errorf("%d handshakes in %s of nudges, want one each %s", n, time.Since(begin), settle)
+		}
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)

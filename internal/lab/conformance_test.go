@@ -323,18 +323,27 @@ func play(t *testing.T, build func(socket, dir string) (Envoy, error)) []row {
 	}
 	var rows []row
 	var before rotation.Envoy
-	note := func(step, answer string, counters bool) {
-		now := look()
+	noteOf := func(now rotation.Envoy, step, answer string, counters bool) {
 		rows = append(rows, compare(step, answer, before, now, counters))
 		before = now
 	}
+	note := func(step, answer string) { noteOf(look(), step, answer, false) }
+	// noteWhen notes the look itself that shows what was waited for: the next
+	// may fall into another attempt of Envoy to connect.
+	noteWhen := func(step, what string, counters bool, satisfied func(*rotation.SDSCluster) bool) {
+		var now rotation.Envoy
+		s.until(what, func() bool {
+			now = look()
+			return satisfied(now.SDSCluster)
+		})
+		noteOf(now, step, "", counters)
+	}
 	send := func(step string, secret *tlsv3.Secret) {
 		t.Helper()
-		note(step, s.send(secret, 0), false)
+		note(step, s.send(secret, 0))
 	}
 
-	s.until("a failed connect", func() bool { return look().SDSCluster.ConnectFailures > 0 })
-	note("start without socket", "", false)
+	noteWhen("start without socket", "a failed connect", false, func(c *rotation.SDSCluster) bool { return c.ConnectFailures > 0 })
 
 	s.listen()
 	s.until("a stream for each secret", func() bool { return s.streamsOf(identitySecret) > 0 && s.streamsOf(bundleSecret) > 0 })
@@ -358,22 +367,18 @@ func play(t *testing.T, build func(socket, dir string) (Envoy, error)) []row {
 
 	s.stop()
 	gone := before.SDSCluster.ConnectFailures
-	s.until("Envoy to notice", func() bool {
-		c := look().SDSCluster
+	noteWhen("server gone", "Envoy to notice", true, func(c *rotation.SDSCluster) bool {
 		return c.ActiveRequests == 0 && c.ConnectFailures > gone
 	})
-	note("server gone", "", true)
 
 	s.mu.Lock()
 	s.refuse = true
 	s.mu.Unlock()
 	s.listen()
 	denied := before.SDSCluster.Requests
-	s.until("Envoy to be refused", func() bool {
-		c := look().SDSCluster
+	noteWhen("denied", "Envoy to be refused", false, func(c *rotation.SDSCluster) bool {
 		return c.ActiveRequests == 0 && c.ActiveConnections == 1 && c.Requests > denied
 	})
-	note("denied", "", false)
 
 	s.mu.Lock()
 	s.refuse = false
@@ -382,8 +387,8 @@ func play(t *testing.T, build func(socket, dir string) (Envoy, error)) []row {
 	s.until("both streams again", func() bool {
 		return s.streamsOf(identitySecret) > identities && s.streamsOf(bundleSecret) > bundles
 	})
-	note("back", s.send(spiffe, bundles), false)
-	note("back with a new leaf", s.send(good(), identities), false)
+	note("back", s.send(spiffe, bundles))
+	note("back with a new leaf", s.send(good(), identities))
 	return rows
 }
 

@@ -238,6 +238,7 @@ func bound(f lab.Fault) time.Duration {
 // newest it sees the healthy run and the incident, unless FAULT_MATRIX names a
 // file for the whole table.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	table := newMatrix(t)
 	for _, issuer := range lab.Issuers() {
 		for _, e := range envoys(t) {

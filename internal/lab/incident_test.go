@@ -15,6 +15,7 @@ import (
 // the certificate expires, the certificate does expire, and a restart of the
 // server heals it without touching Envoy.
 func TestIncident(t *testing.T) {
+	t.Parallel()
 	for _, e := range envoys(t) {
 		for _, stats := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/stats=%t", e.name, stats), func(t *testing.T) {
@@ -73,6 +74,7 @@ func TestIncident(t *testing.T) {
 // update looks accepted, so that only the TLS contexts tell; from 1.37 on the
 // version is ahead of last_updated for ever.
 func TestSeenLate(t *testing.T) {
+	t.Parallel()
 	for _, e := range envoys(t) {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()

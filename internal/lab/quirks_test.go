@@ -26,6 +26,7 @@ func eachPod(t *testing.T, test func(t *testing.T, issuer lab.Issuer, e envoy)) 
 // configuration source. Both leaves are current, and with tbot they differ;
 // when one of them is never answered, that has a name.
 func TestTwoProviders(t *testing.T) {
+	t.Parallel()
 	eachPod(t, func(t *testing.T, issuer lab.Issuer, e envoy) {
 		if e.path == "" {
 			return // real Envoys can show it
@@ -62,6 +63,7 @@ func TestTwoProviders(t *testing.T) {
 // TestHarmlessResend: both identity providers send unchanged secrets again in
 // health; before a renewal is overdue that means nothing.
 func TestHarmlessResend(t *testing.T) {
+	t.Parallel()
 	eachPod(t, func(t *testing.T, issuer lab.Issuer, e envoy) {
 		r := start(t, lab.Config{Issuer: issuer, TTL: 2 * time.Minute, Renewal: time.Minute, EnvoyPath: e.path, StandIn: e.standIn})
 		if v, _, ok := r.await(slack+5*time.Second, func(v rotation.Verdict) bool { return v.State == rotation.Healthy }); !ok {
@@ -99,6 +101,7 @@ func TestHarmlessResend(t *testing.T) {
 // tbot, nor one of the watchdog, which sees all leaves for the first time, is a
 // verified rotation.
 func TestNotVerified(t *testing.T) {
+	t.Parallel()
 	eachPod(t, func(t *testing.T, issuer lab.Issuer, e envoy) {
 		r := start(t, lab.Config{Issuer: issuer, TTL: 2 * time.Minute, Renewal: time.Minute, EnvoyPath: e.path, StandIn: e.standIn})
 		healthy := func(v rotation.Verdict) bool { return v.State == rotation.Healthy }

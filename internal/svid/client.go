@@ -44,6 +44,12 @@ const (
 
 	// maxMessage bounds a message, in bytes.
 	maxMessage = 4 << 20
+	// maxHeaders bounds the headers of an answer, in bytes: they hold the text
+	// of an error.
+	maxHeaders = 64 << 10
+	// messagePause is how long after a message the next one is read. An issuer
+	// has nothing to say more often; one that sends without end must wait.
+	messagePause = 100 * time.Millisecond
 	// maxSocketPath is what fits into a socket address with its closing zero,
 	// in bytes (unix(7)).
 	maxSocketPath = 107
@@ -189,6 +195,7 @@ func (c *Client) connect() (*grpc.ClientConn, *atomic.Pointer[dialResult], error
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(),
 		grpc.WithIdleTimeout(0),
+		grpc.WithMaxHeaderListSize(maxHeaders),
 		// There is one connection per attempt, and the attempts are paced by
 		// us: gRPC's own pause never ends before the attempt does.
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -233,10 +240,18 @@ func listen(ctx context.Context, conn *grpc.ClientConn) <-chan streamEvent {
 		if !send(streamEvent{err: err}) {
 			return
 		}
+		pause := time.NewTimer(messagePause)
+		defer pause.Stop()
 		for {
 			message, err := stream.Recv()
 			dropKeys(message)
 			if !send(streamEvent{message: message, err: err}) {
+				return
+			}
+			pause.Reset(messagePause)
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
 				return
 			}
 		}

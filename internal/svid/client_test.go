@@ -468,6 +468,42 @@ func TestTooLargeAMessage(t *testing.T) {
 	}
 }
 
+// A text of a megabyte is not even received.
+func TestTooLongAnError(t *testing.T) {
+	t.Parallel()
+	path := socketPath(t)
+	serve(t, listenUnix(t, path), func(int, grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+		return status.Error(codes.Internal, strings.Repeat("long ", 200_000))
+	})
+	c := run(t, Config{Address: "unix://" + path})
+	got := c.state()
+	want(t, got, rotation.WorkloadAPIUnreachable, rotation.ReasonServerError, "true")
+	if strings.Contains(got.Detail, "long") {
+		t.Errorf("detail %q", got.Detail)
+	}
+}
+
+// A server that sends without end is read at our pace.
+func TestAFlood(t *testing.T) {
+	t.Parallel()
+	path := socketPath(t)
+	serve(t, listenUnix(t, path), func(_ int, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+		for m := message(t, 1); ; {
+			if err := stream.Send(m); err != nil {
+				return nil
+			}
+		}
+	})
+	c := run(t, Config{Address: "unix://" + path})
+	first := c.issuance().At
+	for range 5 {
+		if took := c.issuance().At.Sub(first); took < messagePause {
+			t.Errorf("two messages within %s", took)
+		}
+		first = first.Add(messagePause)
+	}
+}
+
 // A server writes what it likes into its texts.
 func TestDetailsAreTidy(t *testing.T) {
 	t.Parallel()

@@ -39,7 +39,7 @@ func parse(m *workload.X509SVIDResponse, now time.Time) (rotation.Issuance, erro
 		return rotation.Issuance{}, errors.New("the message holds no SVID")
 	}
 	if len(m.Svids) > maxSVIDs {
-		return rotation.Issuance{}, fmt.Errorf("the message holds %d SVIDs, more than %d", len(m.Svids), maxSVIDs)
+		return rotation.Issuance{}, fmt.Errorf("the message holds more than %d SVIDs", maxSVIDs)
 	}
 	issuance := rotation.Issuance{At: now}
 	for i, svid := range m.Svids {

@@ -58,7 +58,7 @@ func TestParseMalformed(t *testing.T) {
 		"another's ID":     {with(func(s *workload.X509SVID) { s.SpiffeId = idB }), "announced as " + idB},
 		"a nameless leaf":  {with(func(s *workload.X509SVID) { s.X509Svid = newCert(t, "", 1) }), `says ""`},
 		"a long ID":        {with(func(s *workload.X509SVID) { s.SpiffeId = idA + strings.Repeat("/a", 1<<20) }), "too long"},
-		"a thousand":       {&workload.X509SVIDResponse{Svids: slices.Repeat([]*workload.X509SVID{newSVID(t, idA, 1)}, 1000)}, "1000 SVIDs"},
+		"a thousand":       {&workload.X509SVIDResponse{Svids: slices.Repeat([]*workload.X509SVID{newSVID(t, idA, 1)}, 1000)}, "more than 64 SVIDs"},
 		"many authorities": {with(func(s *workload.X509SVID) { s.Bundle = bytes.Repeat(s.Bundle, 5000) }), "too many"},
 		"a bad second one": {&workload.X509SVIDResponse{Svids: []*workload.X509SVID{newSVID(t, idA, 1), {}}}, "SVID 2"},
 	} {

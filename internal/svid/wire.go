@@ -56,12 +56,17 @@ func (codec) Unmarshal(frames mem.BufferSlice, v any) error {
 		// what has just been received.
 		clear(data)
 	}
+	read := wire
 	if _, ok := v.(*workload.X509SVIDResponse); ok {
 		if err := blankKeys(wire); err != nil {
 			return err
 		}
+		var err error
+		if read, err = keepSVIDs(wire); err != nil {
+			return err
+		}
 	}
-	return proto.Unmarshal(wire, m)
+	return proto.Unmarshal(read, m)
 }
 
 // The fields of the messages, by their numbers (workload.proto).
@@ -78,6 +83,26 @@ func blankKeys(wire []byte) error {
 			return nil
 		})
 	})
+}
+
+// keepSVIDs leaves of a message, in its place, what is read of it: the SVIDs, of
+// which one more than are allowed shows that there are too many. On the wire the
+// rest (revocation lists, federated bundles) is no larger than a message may be,
+// but in memory a list of empty entries takes many times as much.
+func keepSVIDs(wire []byte) (kept []byte, err error) {
+	kept = wire[:0]
+	for svids := 0; len(wire) > 0; {
+		number, kind, n := protowire.ConsumeField(wire)
+		if n < 0 {
+			return nil, protowire.ParseError(n)
+		}
+		if number == fieldSVIDs && kind == protowire.BytesType && svids <= maxSVIDs {
+			kept = append(kept, wire[:n]...)
+			svids++
+		}
+		wire = wire[n:]
+	}
+	return kept, nil
 }
 
 // eachBytes calls do with each value of a field of bytes.
