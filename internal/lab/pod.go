@@ -47,7 +47,10 @@ type Config struct {
 	// Minted is called with each SVID's leaf and its private key, PKCS#8 in
 	// DER, before anybody gets it; nil for nobody.
 	Minted func(leaf *x509.Certificate, key []byte)
-	Log    *slog.Logger
+	// Now is the node's wall clock, by which tbot says when it sent something;
+	// nil for the right one, by which certificates are dated anyway.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -114,6 +117,9 @@ func (p *Pod) start(ctx context.Context) (err error) {
 	}
 	if p.server, err = newServer(p.cfg.Issuer, p.cfg.TTL, p.cfg.Renewal, p.cfg.Lead, p.cfg.Minted, p.timeline); err != nil {
 		return err
+	}
+	if p.cfg.Now != nil {
+		p.server.now = p.cfg.Now
 	}
 	if err := p.server.listen(p.socket); err != nil {
 		return err
