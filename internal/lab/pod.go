@@ -50,7 +50,10 @@ type Config struct {
 	// Now is the node's wall clock, by which tbot says when it sent something;
 	// nil for the right one, by which certificates are dated anyway.
 	Now func() time.Time
-	Log *slog.Logger
+	// Begin is called with each process of a real Envoy before its first
+	// instruction; nil for nothing.
+	Begin func(pid int) error
+	Log   *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -125,7 +128,7 @@ func (p *Pod) start(ctx context.Context) (err error) {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Clusters: p.cfg.Clusters, Reconnect: p.cfg.Reconnect})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Clusters: p.cfg.Clusters, Reconnect: p.cfg.Reconnect, Begin: p.cfg.Begin})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}

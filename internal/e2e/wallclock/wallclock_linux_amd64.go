@@ -2,6 +2,7 @@ package wallclock
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +30,9 @@ type Clock struct {
 // the test it lets go of the programs, as they are.
 func New(t testing.TB) *Clock {
 	t.Helper()
+	if err := allowed(); err != nil {
+		neighbour.Lacking(t, "the kernel does not let us change what a program runs: "+err.Error())
+	}
 	c := &Clock{governed: make(map[*os.File]int64)}
 	t.Cleanup(func() {
 		c.mu.Lock()
@@ -69,46 +72,44 @@ func write(memory *os.File, place int64, ahead time.Duration) error {
 	return err
 }
 
-// Govern puts a running program under the clock. It stops it for a moment, as no
-// thread may be inside of what is overwritten.
-func (c *Clock) Govern(t testing.TB, pid int) {
-	t.Helper()
-	err := c.govern(pid)
-	if errors.Is(err, errForbidden) {
-		neighbour.Lacking(t, err.Error())
-	}
-	if err != nil {
-		t.Fatalf("put process %d under the clock: %v", pid, err)
-	}
-}
-
-// errForbidden says that this machine does not let us.
-var errForbidden = errors.New("the kernel does not let us write to the memory of another process")
-
-func (c *Clock) govern(pid int) error {
+// Begin puts a program under the clock. The program must not run, as it must be
+// nowhere in what is overwritten: it is meant for [child.StartHeld].
+func (c *Clock) Begin(pid int) error {
 	from, to, err := vdso(pid)
 	if err != nil {
-		return err
+		return fmt.Errorf("put process %d under the clock: %w", pid, err)
 	}
 	memory, err := os.OpenFile(proc(pid, "mem"), os.O_RDWR, 0)
-	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("%w: %w", errForbidden, err)
+	if err != nil {
+		return fmt.Errorf("put process %d under the clock: %w", pid, err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	place, err := replace(memory, from, to, c.ahead)
+	if err != nil || c.governed == nil {
+		memory.Close()
+		return fmt.Errorf("put process %d under the clock: %w", pid, cmp.Or(err, os.ErrClosed))
+	}
+	c.governed[memory] = place
+	return nil
+}
+
+// allowed tells whether the kernel lets us write where a program cannot.
+func allowed() error {
+	from, _, err := vdso(os.Getpid())
 	if err != nil {
 		return err
 	}
-	release, err := hold(pid, from, to)
-	if err == nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		var place int64
-		if place, err = replace(memory, from, to, c.ahead); err == nil && c.governed != nil {
-			c.governed[memory] = place
-			return release()
-		}
-		err = errors.Join(err, release())
+	memory, err := os.OpenFile(proc(os.Getpid(), "mem"), os.O_RDWR, 0)
+	if err != nil {
+		return err
 	}
-	memory.Close()
+	defer memory.Close()
+	same := make([]byte, 1)
+	if _, err := memory.ReadAt(same, from); err != nil {
+		return err
+	}
+	_, err = memory.WriteAt(same, from)
 	return err
 }
 
@@ -127,74 +128,6 @@ func vdso(pid int) (from, to int64, err error) {
 		}
 	}
 	return 0, 0, errors.New("it has no vDSO")
-}
-
-// hold stops a program where no thread of it is between two addresses, until
-// it is released.
-func hold(pid int, from, to int64) (release func() error, err error) {
-	release = func() error { return syscall.Kill(pid, syscall.SIGCONT) }
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			return nil, err
-		}
-		inside, err := awaitStop(pid, from, to, deadline)
-		if err == nil && !inside {
-			return release, nil
-		}
-		if err := errors.Join(err, release()); err != nil {
-			return nil, err
-		}
-	}
-	return nil, errors.New("a thread is in its vDSO each time that we look")
-}
-
-// awaitStop waits until all threads are stopped, and tells whether one is
-// between two addresses.
-func awaitStop(pid int, from, to int64, deadline time.Time) (inside bool, err error) {
-	pause := time.NewTicker(time.Millisecond)
-	defer pause.Stop()
-	for time.Now().Before(deadline) {
-		<-pause.C
-		threads, err := os.ReadDir(proc(pid, "task"))
-		if err != nil {
-			return false, err
-		}
-		stopped := 0
-		for _, thread := range threads {
-			at, err := stoppedAt(filepath.Join(proc(pid, "task"), thread.Name()))
-			if err != nil {
-				break // it runs, or has ended
-			}
-			stopped++
-			inside = inside || from <= at && at < to
-		}
-		if stopped == len(threads) {
-			return inside, nil
-		}
-		inside = false
-	}
-	return false, errors.New("it did not stop in time")
-}
-
-// stoppedAt is the address at which a thread was stopped.
-func stoppedAt(task string) (int64, error) {
-	stat, err := os.ReadFile(filepath.Join(task, "stat"))
-	if err != nil {
-		return 0, err
-	}
-	// The state follows the name, which is in brackets.
-	if !bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" T")) {
-		return 0, errors.New("it is not stopped")
-	}
-	text, err := os.ReadFile(filepath.Join(task, "syscall"))
-	if err != nil {
-		return 0, err
-	}
-	// Of what is said of a system call, the address of the instruction is the
-	// last.
-	var at int64
-	_, err = fmt.Sscanf(string(text[bytes.LastIndexByte(text, ' ')+1:]), "0x%x", &at)
-	return at, err
 }
 
 // The functions that are put in the place of the kernel's. Where there are four
@@ -266,7 +199,7 @@ func replace(memory *os.File, from, to int64, ahead time.Duration) (place int64,
 	}
 	place = first + number
 	if err := write(memory, place, ahead); err != nil {
-		return 0, fmt.Errorf("%w: %w", errForbidden, err)
+		return 0, err
 	}
 	for name, code := range map[string][]byte{
 		"__vdso_clock_gettime": clockGettime, "__vdso_gettimeofday": getTimeOfDay, "__vdso_time": timeOfDay,

@@ -42,7 +42,7 @@ type program struct {
 	exited <-chan struct{}
 }
 
-func start(t *testing.T, cmd *exec.Cmd) *program {
+func start(t *testing.T, clock *wallclock.Clock, cmd *exec.Cmd) *program {
 	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -53,7 +53,7 @@ func start(t *testing.T, cmd *exec.Cmd) *program {
 		t.Fatal(err)
 	}
 	p := &program{t: t, cmd: cmd, in: in, out: bufio.NewReader(out)}
-	if p.exited, err = child.Start(cmd); err != nil {
+	if p.exited, err = child.StartHeld(cmd, clock.Begin); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.kill)
@@ -96,9 +96,8 @@ func TestGo(t *testing.T) {
 	clock := wallclock.New(t)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), teller+"=1")
-	p := start(t, cmd)
+	p := start(t, clock, cmd)
 	first, firstEarliest, firstLatest := p.ask()
-	clock.Govern(t, p.cmd.Process.Pid)
 	for _, ahead := range steps {
 		clock.Set(ahead)
 		told, earliest, latest := p.ask()
@@ -117,13 +116,13 @@ func TestGo(t *testing.T) {
 func TestC(t *testing.T) {
 	t.Parallel()
 	clock := wallclock.New(t)
-	clock.Set(time.Hour) // what comes under it later is set at once
-	p := start(t, exec.Command(neighbour.Installed(t, "bash", "bash"), "-c",
+	clock.Set(time.Hour) // a program that starts finds it set
+	p := start(t, clock, exec.Command(neighbour.Installed(t, "bash", "bash"), "-c",
 		`while read -r; do s=$EPOCHSECONDS us=$EPOCHREALTIME; echo "$s ${us//[.,]/}"; done`))
-	p.ask()
-	clock.Govern(t, p.cmd.Process.Pid)
-	for _, ahead := range append([]time.Duration{time.Hour}, steps...) {
-		clock.Set(ahead)
+	for i, ahead := range append([]time.Duration{time.Hour}, steps...) {
+		if i > 0 {
+			clock.Set(ahead)
+		}
 		told, earliest, latest := p.ask()
 		// time tells the last tick's second, which may be the one before.
 		if s := time.Unix(told[0], 0); s.Before(earliest.Add(ahead).Truncate(time.Second).Add(-time.Second)) || s.After(latest.Add(ahead)) {
@@ -144,9 +143,8 @@ func TestTroubled(t *testing.T) {
 	for range 2 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), teller+"=1")
-		p := start(t, cmd)
+		p := start(t, clock, cmd)
 		p.ask()
-		clock.Govern(t, p.cmd.Process.Pid)
 		programs = append(programs, p)
 	}
 	stopped, ended := programs[0], programs[1]

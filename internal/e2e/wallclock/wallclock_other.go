@@ -25,5 +25,5 @@ func (*Clock) Now() time.Time { return time.Now() }
 // Set sets the clock.
 func (*Clock) Set(time.Duration) {}
 
-// Govern puts a running program under the clock.
-func (*Clock) Govern(testing.TB, int) {}
+// Begin puts a program under the clock.
+func (*Clock) Begin(int) error { return nil }
