@@ -20,9 +20,14 @@ type Start struct {
 // StartOf tells the start from an uptime and from when it was asked for and
 // answered.
 func StartOf(uptime time.Duration, asked, answered time.Time) Start {
+	took := answered.Sub(asked) // by the monotonic clock
 	from, to := asked.Round(0), answered.Round(0)
-	if to.Before(from) {
-		from, to = to, from // the clock was set back
+	// Where the clock was set meanwhile, Envoy may have read it before or after.
+	if early := to.Add(-took); early.Before(from) {
+		from = early
+	}
+	if late := asked.Round(0).Add(took); late.After(to) {
+		to = late
 	}
 	return Start{Earliest: from.Add(-uptime), Within: to.Sub(from)}
 }
@@ -41,13 +46,19 @@ func (s *Start) Another(told Start) bool {
 		*s = told
 		return true
 	}
-	// Of the two the sharper, where both can be right.
-	if told.Earliest.After(s.Earliest) && !told.Earliest.After(latest) {
-		s.Earliest = told.Earliest
+	// What both say is sharper than what one says. Uptime counts in seconds, so
+	// they may also just miss each other.
+	within := func(t time.Time) time.Time {
+		switch {
+		case t.Before(s.Earliest):
+			return s.Earliest
+		case t.After(latest):
+			return latest
+		default:
+			return t
+		}
 	}
-	if toldLatest.Before(latest) && !toldLatest.Before(s.Earliest) {
-		latest = toldLatest
-	}
-	s.Within = latest.Sub(s.Earliest)
+	earliest := within(told.Earliest)
+	s.Earliest, s.Within = earliest, within(toldLatest).Sub(earliest)
 	return false
 }
