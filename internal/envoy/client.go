@@ -43,7 +43,7 @@ type Client struct {
 	cost  map[question]time.Duration
 	asked map[question]time.Time
 
-	started  time.Time // of Envoy's present life, zero when unknown
+	started  rotation.Start // of Envoy's present life
 	identity map[rotation.Fingerprint]bool
 	// unsettled counts the looks for which /certs may still be asked at once
 	// because the delivered leaves have changed and the contexts do not hold
@@ -182,9 +182,7 @@ func (c *Client) look(ctx context.Context, everything bool) rotation.Envoy {
 		return c.failed(o, err)
 	}
 	o.Version, o.State = info.version, info.state
-	// By the wall clock alone, as Envoy counts its uptime: the start then
-	// stays where it is when the clock is set.
-	o.Started = now.Add(-info.uptime).Round(0)
+	o.Started = rotation.StartOf(info.uptime, now, time.Now())
 	if c.restarted(o.Started) {
 		c.cfg.Log.Info("Envoy started", "version", o.Version, "uptime", info.uptime)
 	}
@@ -344,12 +342,11 @@ func (c *Client) settle(o *rotation.Envoy) {
 }
 
 // restarted notes Envoy's start and tells whether it is another than before.
-// Uptime counts in seconds, so less than two of them are no difference.
-func (c *Client) restarted(started time.Time) bool {
-	if !c.started.IsZero() && started.Sub(c.started) < 2*time.Second {
+func (c *Client) restarted(started rotation.Start) bool {
+	first := c.started.Earliest.IsZero()
+	if !c.started.Another(started) && !first {
 		return false
 	}
-	c.started = started
 	c.hideStats, c.warming = false, false
 	c.identity = nil
 	clear(c.asked)

@@ -47,7 +47,13 @@ type Config struct {
 	// Minted is called with each SVID's leaf and its private key, PKCS#8 in
 	// DER, before anybody gets it; nil for nobody.
 	Minted func(leaf *x509.Certificate, key []byte)
-	Log    *slog.Logger
+	// Now is the node's wall clock, by which tbot says when it sent something;
+	// nil for the right one, by which certificates are dated anyway.
+	Now func() time.Time
+	// Begin is called with each process of a real Envoy before its first
+	// instruction; nil for nothing.
+	Begin func(pid int) error
+	Log   *slog.Logger
 }
 
 // Pod is a running pod in a box.
@@ -115,11 +121,14 @@ func (p *Pod) start(ctx context.Context) (err error) {
 	if p.server, err = newServer(p.cfg.Issuer, p.cfg.TTL, p.cfg.Renewal, p.cfg.Lead, p.cfg.Minted, p.timeline); err != nil {
 		return err
 	}
+	if p.cfg.Now != nil {
+		p.server.now = p.cfg.Now
+	}
 	if err := p.server.listen(p.socket); err != nil {
 		return err
 	}
 	if p.cfg.EnvoyPath != "" {
-		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Clusters: p.cfg.Clusters, Reconnect: p.cfg.Reconnect})
+		p.envoy, err = NewRealEnvoy(RealEnvoyConfig{Path: p.cfg.EnvoyPath, SDSSocket: p.inPod(), Dir: p.dir, SDSStats: p.cfg.SDSStats, SecondProvider: p.cfg.SecondProvider, AllStats: p.cfg.AllStats, Permissive: p.cfg.Permissive, Clusters: p.cfg.Clusters, Reconnect: p.cfg.Reconnect, Begin: p.cfg.Begin})
 	} else {
 		p.envoy, err = standin.New(standin.Config{Generation: p.cfg.StandIn, SDSSocket: p.inPod(), SDSStats: p.cfg.SDSStats, Log: p.cfg.Log})
 	}

@@ -46,6 +46,9 @@ type RealEnvoyConfig struct {
 	// Reconnect is how long Envoy waits at most before it opens a stream again,
 	// its own 30 s if zero.
 	Reconnect time.Duration
+	// Begin is called with each process before its first instruction; nil for
+	// nothing.
+	Begin func(pid int) error
 }
 
 // RealEnvoy is an Envoy process.
@@ -273,7 +276,7 @@ func (e *RealEnvoy) Start(ctx context.Context) error {
 	// Not CommandContext: the process lives longer than the call.
 	cmd := exec.Command(e.cfg.Path, "-c", e.bootstrapPath(), "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "info") //nolint:gosec,noctx // see above
 	cmd.Stdout, cmd.Stderr = log, log
-	exited, err := child.Start(cmd)
+	exited, err := child.StartHeld(cmd, e.cfg.Begin)
 	if err != nil {
 		return fmt.Errorf("start Envoy %s: %w", e.version, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
-	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -54,7 +53,7 @@ func (s *server) StreamSecrets(rpc secretservice.SecretDiscoveryService_StreamSe
 			return err
 		}
 		if send != nil {
-			nonce, version = rand.Text(), s.issuer.versionInfo(st.sent, time.Now())
+			nonce, version = rand.Text(), s.issuer.versionInfo(st.sent, s.now())
 			answer, err := s.sdsAnswer(st, send, version, nonce)
 			if err != nil {
 				return err

@@ -62,7 +62,9 @@ type server struct {
 	// lead is by how much not-before is back-dated.
 	lead time.Duration
 	// minted hears of each SVID; nil for nobody.
-	minted   func(*x509.Certificate, []byte)
+	minted func(*x509.Certificate, []byte)
+	// now is the node's wall clock.
+	now      func() time.Time
 	timeline *timeline
 
 	mu      sync.Mutex
@@ -98,7 +100,7 @@ func newServer(issuer Issuer, ttl, renewal, lead time.Duration, minted func(*x50
 		return nil, err
 	}
 	s := &server{
-		issuer: issuer, ttl: ttl, renewal: renewal, lead: lead, minted: minted, timeline: t,
+		issuer: issuer, ttl: ttl, renewal: renewal, lead: lead, minted: minted, now: time.Now, timeline: t,
 		ca: ca, foreign: foreign,
 		conducts: make(map[Service]conduct),
 		streams:  make(map[*stream]struct{}),

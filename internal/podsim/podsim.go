@@ -443,7 +443,7 @@ func (p *Pod) Envoy(now time.Time) rotation.Envoy {
 		return rotation.Envoy{At: now, Err: "no answer within 5s"}
 	}
 	o := rotation.Envoy{
-		At: now, Started: p.envoyStart, Version: "1.36.4", State: "LIVE", Spent: 3 * time.Millisecond,
+		At: now, Started: rotation.Start{Earliest: p.envoyStart.Round(0)}, Version: "1.36.4", State: "LIVE", Spent: 3 * time.Millisecond,
 		Secrets:    &rotation.Secrets{At: now, WarmingKnown: true},
 		Contexts:   &rotation.Contexts{At: now},
 		SDSCluster: &rotation.SDSCluster{At: now, Found: true, ConnectFailures: p.connectFail, Requests: p.requests},

@@ -18,7 +18,7 @@ type envoyRecord struct {
 	spent     time.Duration
 
 	// The rest belongs to the present life of Envoy.
-	started  time.Time
+	started  Start
 	secrets  *Secrets
 	contexts *Contexts
 	cluster  *SDSCluster
@@ -94,10 +94,6 @@ func (e *envoyRecord) reset() {
 	}
 }
 
-// restartTolerance is by how much the start of one life of Envoy may seem to
-// move: uptime counts in seconds.
-const restartTolerance = 2 * time.Second
-
 // versionTolerance is by how much an accepted secret's version, tbot's send
 // time, may be later than Envoy's last_updated. Both clocks are the node's.
 const versionTolerance = time.Second
@@ -124,13 +120,11 @@ func (l *Ledger) RecordEnvoy(o Envoy) {
 	e.downSince = time.Time{}
 	e.lastGood = o.At
 	e.version, e.state = o.Version, o.State
-	if !e.started.IsZero() && o.Started.Sub(e.started) > restartTolerance {
+	if e.started.Another(o.Started) {
 		e.reset()
+		e.started = o.Started
 		l.stages[Loaded].current, l.stages[Served].current = nil, nil
 		l.event(Event{At: o.At, Type: EventEnvoyRestarted, Source: SourceEnvoyAdmin, Message: "Envoy was restarted."})
-	}
-	if e.started.IsZero() {
-		e.started = o.Started
 	}
 	if o.Stats != nil {
 		l.recordStats(*o.Stats)
@@ -467,7 +461,7 @@ func MovesLastUpdated(version string) bool {
 // life of Envoy, so that Envoy was sent it then; a later update changed nothing.
 // Zero if that cannot be told.
 func (e *envoyRecord) updatedInVain(leaf Certificate, issued time.Time) time.Time {
-	if !MovesLastUpdated(e.version) || e.started.IsZero() || !e.started.Before(issued.Add(restartTolerance)) || e.secrets == nil {
+	if !MovesLastUpdated(e.version) || e.started.Earliest.IsZero() || !e.started.Earliest.Before(issued.Add(restartTolerance)) || e.secrets == nil {
 		return time.Time{}
 	}
 	for _, i := range e.secrets.Identity {

@@ -119,11 +119,9 @@ type Envoy struct {
 	// Incomplete says which question failed although Envoy answered the ones
 	// before it; the parts that did answer hold.
 	Incomplete string
-	// Started is when Envoy's present life began (the look's time less the
-	// uptime), zero when unknown, as a time of the wall clock alone, since
-	// Envoy counts its uptime by that. It wobbles by the precision of the
-	// uptime: one second.
-	Started time.Time
+	// Started is when Envoy's present life began. It wobbles by the precision of
+	// the uptime: one second.
+	Started Start
 	// Version is Envoy's version, for example 1.40.0; empty when unknown.
 	Version string
 	// State is Envoy's server state, for example LIVE.

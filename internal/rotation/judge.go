@@ -805,8 +805,8 @@ func (j *judgement) filesView() FilesView {
 func (j *judgement) envoyView() EnvoyView {
 	e := &j.envoy
 	v := EnvoyView{Version: e.version, State: e.state, AdminSeconds: e.spent.Seconds(), StatsVisible: e.stats != nil}
-	if !e.started.IsZero() {
-		started := e.started.UTC()
+	if !e.started.Earliest.IsZero() {
+		started := e.started.Earliest.UTC()
 		v.Started = &started
 	}
 	if e.cluster != nil && e.cluster.Found {

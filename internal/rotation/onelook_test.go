@@ -155,7 +155,7 @@ func TestOneLookAtASharedLeaf(t *testing.T) {
 		l.RecordWorkloadAPI(rotation.WorkloadAPI{At: now, State: rotation.WorkloadAPIServing})
 		l.RecordIssuance(rotation.Issuance{At: now, Stream: 1, Leaf: leaf, SPIFFEIDs: []string{podsim.ID}})
 		l.RecordEnvoy(rotation.Envoy{
-			At: now, Started: now.Add(-2 * time.Hour), Version: "1.40.0",
+			At: now, Started: rotation.Start{Earliest: now.Add(-2 * time.Hour)}, Version: "1.40.0",
 			Secrets: &rotation.Secrets{At: now, Identity: []rotation.DeliveredIdentity{{Leaf: leaf}}},
 		})
 		v := l.Judge(now)

@@ -105,7 +105,7 @@ func TestServedByAnotherLife(t *testing.T) {
 	l.ledger.RecordHandshake(l.pod.Handshake(l.now))
 	again := l.pod.Envoy(l.now)
 	l.now = l.now.Add(5 * time.Second)
-	again.At, again.Started = l.now, l.now.Add(-time.Second).Round(0)
+	again.At, again.Started.Earliest = l.now, l.now.Add(-time.Second).Round(0)
 	l.ledger.RecordEnvoy(again)
 	if n := l.ledger.Judge(l.now).VerifiedRotations; n != before {
 		t.Errorf("%d rotations verified over a restart of Envoy", n-before)

@@ -38,7 +38,8 @@ func (r *renewal) learn(i Issuance) {
 		r.gaps = keep(r.gaps, gap, gapsKept)
 	}
 	r.stream, r.previous, r.bundle = i.Stream, i.Leaf, bundle
-	r.life = i.Leaf.NotAfter.Sub(i.At.Round(0))
+	// The node's clock may be wrong, and then a life would seem to be longer.
+	r.life = min(i.Leaf.NotAfter.Sub(i.At.Round(0)), i.Leaf.NotAfter.Sub(i.Leaf.NotBefore))
 	r.leads = keep(r.leads, i.At.Round(0).Sub(i.Leaf.NotBefore), leadsKept)
 }
 
@@ -114,7 +115,15 @@ func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 	if leaf == nil {
 		return 0, ""
 	}
-	half := (leaf.NotAfter.Sub(leaf.firstSeen.Round(0)) + leaf.earlier) / 2
-	middle := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2).Sub(leaf.firstSeen.Round(0)) + leaf.earlier
+	whole := leaf.NotAfter.Sub(leaf.NotBefore)
+	left := leaf.NotAfter.Sub(leaf.firstSeen.Round(0))
+	half := (left + leaf.earlier) / 2
+	middle := left - whole/2 + leaf.earlier
+	if !leaf.initial || left <= 0 {
+		// It is fresh, so that no known issuer renews it before a third of its
+		// life, though little or none is left of that where the node's clock is
+		// wrong.
+		half = max(half, whole/3)
+	}
 	return max(0, half, middle), IntervalAssumed
 }

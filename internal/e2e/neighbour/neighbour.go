@@ -122,9 +122,16 @@ type Process struct {
 // Start starts a program, which ends with the test.
 func Start(t testing.TB, path string, args ...string) *Process {
 	t.Helper()
+	return StartHeld(t, nil, path, args...)
+}
+
+// StartHeld is Start, and holds the program before its first instruction until
+// a function returns; nil for nothing.
+func StartHeld(t testing.TB, begin func(pid int) error, path string, args ...string) *Process {
+	t.Helper()
 	p := &Process{Cmd: exec.Command(path, args...)} //nolint:gosec,noctx // the test ends it
 	p.Cmd.Stdout, p.Cmd.Stderr = &p.Out, &p.Out
-	exited, err := child.Start(p.Cmd)
+	exited, err := child.StartHeld(p.Cmd, begin)
 	if err != nil {
 		t.Fatal(err)
 	}
