@@ -43,6 +43,9 @@ type Config struct {
 	TTL, Renewal time.Duration
 	// Skew is by how much the issuer's clock is ahead of the pod's.
 	Skew time.Duration
+	// Elsewhere gives the issuer a clock of its own, which is not set along
+	// with the pod's.
+	Elsewhere bool
 	// Rand, if set, makes renewals as unsteady as the real ones: see gap.
 	Rand *rand.Rand
 	// Streams is how many providers Envoy has of the identity, 1 if zero.
@@ -51,7 +54,8 @@ type Config struct {
 
 // Pod is a simulated pod. Set the fault fields at any time.
 type Pod struct {
-	cfg Config
+	cfg   Config
+	start time.Time
 
 	// Resend makes the SDS side re-send the SVID that it has at each renewal,
 	// under a new version: tbot before 18.6.4.
@@ -143,7 +147,7 @@ func New(cfg Config, start time.Time) *Pod {
 	if cfg.Streams == 0 {
 		cfg.Streams = 1
 	}
-	p := &Pod{cfg: cfg, cas: []byte{0}}
+	p := &Pod{cfg: cfg, start: start, cas: []byte{0}}
 	p.RestartEnvoy(start)
 	return p
 }
@@ -158,7 +162,11 @@ func backdate(i Issuer) time.Duration {
 // issue makes a new SVID.
 func (p *Pod) issue(now time.Time) svid {
 	p.issued++
-	wall := now.Round(0).UTC().Truncate(time.Second).Add(p.cfg.Skew)
+	wall := now.Round(0)
+	if p.cfg.Elsewhere {
+		wall = p.start.Round(0).Add(now.Sub(p.start))
+	}
+	wall = wall.UTC().Truncate(time.Second).Add(p.cfg.Skew)
 	c := rotation.Certificate{
 		SPIFFEID: ID, Serial: fmt.Sprintf("%x", p.issued), Issuer: "CN=example.test",
 		NotBefore: wall.Add(-backdate(p.cfg.Issuer)), NotAfter: wall.Add(p.cfg.TTL),
