@@ -87,7 +87,7 @@ func TestNotYetValid(t *testing.T) {
 		}
 		l.pod.APISilent, l.pod.SDSSilent = true, true
 		v = l.run(renewal + lateness(v))
-		if got, want := names(v), []rotation.ProblemName{rotation.IssuanceOverdue, rotation.DeliveryOverdue}; !slices.Equal(got, want) {
+		if got, want := names(v), []rotation.ProblemName{rotation.DeliveryOverdue, rotation.IssuanceOverdue}; !slices.Equal(got, want) {
 			t.Errorf("renewals have stopped: %v, want %v", got, want)
 		}
 	})
@@ -252,7 +252,7 @@ func TestStepBeyondLife(t *testing.T) {
 					n.Fatalf("at once: %v, want it expired and nothing else", names(v))
 				}
 				for _, stage := range []rotation.Stage{rotation.Issued, rotation.Delivered, rotation.Loaded} {
-					if !strings.Contains(p.Detail, string(stage)+": expired 1h0") {
+					if !strings.Contains(p.Detail, string(stage)+": expired 1h") {
 						n.Errorf("%s is not called expired by an hour: %s", stage, p.Detail)
 					}
 				}
@@ -287,7 +287,10 @@ func TestStoppedIssuerOverStep(t *testing.T) {
 							// the certificate, count until a gap is learned.
 							issued := n.uptime() - time.Duration(*v.Stage(rotation.Issued).AgeSeconds*float64(time.Second))
 							least := issued + time.Duration(v.IntervalSeconds)*time.Second + grace
-							most := issued + ttl/2 + lateness(v) + time.Minute
+							most := issued + max(ttl/2, time.Duration(v.IntervalSeconds)*time.Second) + lateness(v) + time.Minute
+							if v.IntervalSeconds > (ttl/2 + 6*time.Minute).Seconds() {
+								n.Errorf("an interval of %g s is assumed", v.IntervalSeconds)
+							}
 							n.live(50 * time.Minute)
 							for _, late := range []rotation.ProblemName{rotation.IssuanceOverdue, rotation.DeliveryOverdue} {
 								if at, told := n.raised[late]; !told || at < least || at > most {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// clockTolerance is by how much the two clocks may drift apart between two
-// judgements before we speak of a jump.
+// clockTolerance is by how much the two clocks may drift apart before we speak
+// of a jump. An NTP daemon that slews the wall clock slews both.
 const clockTolerance = 5 * time.Second
 
 // judgement is one run of Judge.
@@ -51,17 +51,18 @@ func (l *Ledger) Judge(now time.Time) Verdict {
 	return j.verdict()
 }
 
-// watchClock notices a step of the wall clock, or a suspended node.
+// watchClock notices a step of the wall clock, or a suspended node; also one
+// made of small steps.
 func (l *Ledger) watchClock(now time.Time) {
-	last := l.judgedAt
 	l.judgedAt = now
-	if last.IsZero() {
-		return
+	if l.clockAt.IsZero() {
+		l.clockAt = now
 	}
-	jump := now.Round(0).Sub(last.Round(0)) - now.Sub(last)
+	jump := now.Round(0).Sub(l.clockAt.Round(0)) - now.Sub(l.clockAt)
 	if jump.Abs() < clockTolerance {
 		return
 	}
+	l.clockAt = now
 	l.epoch++
 	l.renewal.forgetClock()
 	l.event(Event{At: now, Type: EventClockJumped,

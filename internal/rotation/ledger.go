@@ -83,7 +83,8 @@ type Ledger struct {
 	seq    uint64
 
 	judgedAt time.Time
-	epoch    int // grows with each step of the wall clock
+	clockAt  time.Time // since when the two clocks have gone together
+	epoch    int       // grows with each step of the wall clock
 
 	verifiedLeaf struct {
 		leaf, bundle Fingerprint

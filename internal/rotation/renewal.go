@@ -115,15 +115,35 @@ func (l *Ledger) interval(leaf *seenLeaf) (time.Duration, IntervalSource) {
 	if leaf == nil {
 		return 0, ""
 	}
-	whole := leaf.NotAfter.Sub(leaf.NotBefore)
-	left := leaf.NotAfter.Sub(leaf.firstSeen.Round(0))
+	whole, left := leaf.NotAfter.Sub(leaf.NotBefore), l.leftAtFirst(leaf)
 	half := (left + leaf.earlier) / 2
 	middle := left - whole/2 + leaf.earlier
 	if !leaf.initial || left <= 0 {
-		// It is fresh, so that no known issuer renews it before a third of its
-		// life, though little or none is left of that where the node's clock is
-		// wrong.
-		half = max(half, whole/3)
+		// It is fresh, or that nothing is left of it is the fault of a wrong clock.
+		half = max(half, whole/2)
 	}
 	return max(0, half, middle), IntervalAssumed
+}
+
+// longestSkew is by how much the clock of an issuer is thought to be ahead of
+// the node's at most.
+const longestSkew = 5 * time.Minute
+
+// leftAtFirst is how much of its life a leaf had left when it was first seen. By
+// a wall clock that is wrong that may be anything. Where it was set since, what
+// it says now of that time counts too: in doubt the leaf was young, but never
+// younger than it can be.
+func (l *Ledger) leftAtFirst(leaf *seenLeaf) time.Duration {
+	whole := leaf.NotAfter.Sub(leaf.NotBefore)
+	left := leaf.NotAfter.Sub(leaf.firstSeen.Round(0))
+	if leaf.epoch != l.epoch {
+		now := l.judgedAt.Round(0).Add(-l.judgedAt.Sub(leaf.firstSeen))
+		switch other := leaf.NotAfter.Sub(now); {
+		case other <= whole && left <= whole:
+			left = max(left, other)
+		default:
+			left = min(left, other)
+		}
+	}
+	return min(left, whole+longestSkew)
 }
