@@ -92,7 +92,7 @@ soak-short: ## Stand beside real Envoys for an hour: no problem, flat memory
 .PHONY: soak
 soak: ## Let everything happen to the watchdog at random, for CHAOS, 24 hours unless set
 	tools/neighbours envoy spire
-	CHAOS=$(or $(CHAOS),24h) CI=true go test -tags chaos -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e/chaos
+	CHAOS=$(or $(CHAOS),24h) CI=true go test -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/e2e/chaos
 
 .PHONY: reproducible
 reproducible: ## Build binaries and images twice, and compare their digests

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,16 +123,25 @@ type Process struct {
 // Start starts a program, which ends with the test.
 func Start(t testing.TB, path string, args ...string) *Process {
 	t.Helper()
-	return StartHeld(t, nil, path, args...)
+	return StartWith(t, How{}, path, args...)
 }
 
-// StartHeld is Start, and holds the program before its first instruction until
-// a function returns; nil for nothing.
-func StartHeld(t testing.TB, begin func(pid int) error, path string, args ...string) *Process {
+// How says how a program is started.
+type How struct {
+	// Attr is what the kernel is asked for, nil for nothing.
+	Attr *syscall.SysProcAttr
+	// Begin is called with the process, which is held before its first
+	// instruction until it returns; nil for nothing.
+	Begin func(pid int) error
+}
+
+// StartWith is Start in a certain way.
+func StartWith(t testing.TB, how How, path string, args ...string) *Process {
 	t.Helper()
 	p := &Process{Cmd: exec.Command(path, args...)} //nolint:gosec,noctx // the test ends it
+	p.Cmd.SysProcAttr = how.Attr
 	p.Cmd.Stdout, p.Cmd.Stderr = &p.Out, &p.Out
-	exited, err := child.StartHeld(p.Cmd, begin)
+	exited, err := child.StartHeld(p.Cmd, how.Begin)
 	if err != nil {
 		t.Fatal(err)
 	}

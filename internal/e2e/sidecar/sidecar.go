@@ -73,26 +73,25 @@ var listens = regexp.MustCompile(`listen_address=(\S+)`)
 // Start starts a watchdog on a free port of loopback.
 func Start(t testing.TB, args ...string) *Sidecar {
 	t.Helper()
-	return start(t, nil, nil, args...)
+	return start(t, neighbour.How{}, nil, args...)
 }
 
-// StartHeld is Start, and holds the watchdog before its first instruction until
-// a function returns.
-func StartHeld(t testing.TB, begin func(pid int) error, args ...string) *Sidecar {
+// StartWith is Start in a certain way.
+func StartWith(t testing.TB, how neighbour.How, args ...string) *Sidecar {
 	t.Helper()
-	return start(t, begin, nil, args...)
+	return start(t, how, nil, args...)
 }
 
 // StartUnder is Start by way of another program, which gets the command line.
 func StartUnder(t testing.TB, program []string, args ...string) *Sidecar {
 	t.Helper()
-	return start(t, nil, program, args...)
+	return start(t, neighbour.How{}, program, args...)
 }
 
-func start(t testing.TB, begin func(pid int) error, program []string, args ...string) *Sidecar {
+func start(t testing.TB, how neighbour.How, program []string, args ...string) *Sidecar {
 	t.Helper()
 	command := slices.Concat(program, []string{Binary(t), "run", "--web.listen-address=127.0.0.1:0"}, args)
-	p := neighbour.StartHeld(t, begin, command[0], command[1:]...)
+	p := neighbour.StartWith(t, how, command[0], command[1:]...)
 	s := &Sidecar{Process: p, t: t}
 	neighbour.Until(t, 10*time.Second, "the watchdog to listen", func() bool {
 		m := listens.FindStringSubmatch(p.Out.String())

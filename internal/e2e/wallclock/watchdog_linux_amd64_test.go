@@ -89,7 +89,7 @@ func newNode(t *testing.T, k kind, ahead time.Duration) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.pod.Close() })
-	n.w = sidecar.StartHeld(t, n.clock.Begin, "--workload-api.address="+n.pod.SocketAddress(), "--envoy.admin-address="+n.pod.Envoy().AdminAddress(),
+	n.w = sidecar.StartWith(t, neighbour.How{Begin: n.clock.Begin}, "--workload-api.address="+n.pod.SocketAddress(), "--envoy.admin-address="+n.pod.Envoy().AdminAddress(),
 		"--handshake.address="+n.pod.Envoy().ListenerAddress(), "--credentials.dir="+n.pod.CredentialsDir(),
 		"--envoy.poll-interval="+poll.String(), "--envoy.budget=50", "--rotation.grace="+grace.String())
 	return n

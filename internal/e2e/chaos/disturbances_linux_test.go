@@ -159,6 +159,11 @@ func disturbances() []disturbance {
 			r.must(os.Mkdir(r.credentials(), 0o755)) //nolint:gosec // as in a pod
 			return "the watches of inotify are used up", func() { r.limitInotify(inotifyInstances, inotifyWatches) }
 		}},
+		{"another time", func(r *rig, dice *rand.Rand) (string, func()) {
+			ahead := time.Duration(dice.Int64N(int64(2*time.Hour))) - time.Hour
+			r.clock.Set(ahead)
+			return "the clock is set by " + ahead.Round(time.Second).String(), func() { r.clock.Set(0) }
+		}},
 		{"a suspended watchdog", func(r *rig, dice *rand.Rand) (string, func()) {
 			resume := make(chan struct{})
 			r.paused <- resume

@@ -10,8 +10,10 @@ import (
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/e2e/sidecar"
 	"svid-watchdog/internal/e2e/spire"
+	"svid-watchdog/internal/e2e/wallclock"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,6 +37,7 @@ type home struct {
 type rig struct {
 	t       *testing.T
 	w       *sidecar.Sidecar
+	clock   *wallclock.Clock // the watchdog's
 	homes   []home
 	at      home // where things are healed to
 	dir     string
@@ -95,8 +98,14 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	r.linkSocket()
+	neighbour.Installed(t, "nsenter", "util-linux")
+	r.clock = wallclock.New(t)
 	// In a user namespace of its own, whose limits of inotify can be lowered.
-	r.w = sidecar.StartUnder(t, []string{neighbour.Installed(t, "unshare", "util-linux"), "--user", "--map-root-user", "--"}, "--workload-api.address=unix://"+r.socket(), "--envoy.admin-address=http://"+r.admin.address(),
+	same := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1 << 16}}
+	r.w = sidecar.StartWith(t, neighbour.How{
+		Attr:  &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: same, GidMappings: same},
+		Begin: r.clock.Begin,
+	}, "--workload-api.address=unix://"+r.socket(), "--envoy.admin-address=http://"+r.admin.address(),
 		"--handshake.address="+r.served.address(), "--credentials.dir="+r.credentials(),
 		"--envoy.poll-interval="+poll.String(), "--rotation.grace="+grace.String(), "--envoy.budget=50", "--web.runtime-metrics")
 	r.metrics = "http://" + r.w.Address + "/metrics"
