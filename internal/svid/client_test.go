@@ -490,7 +490,7 @@ func TestAFlood(t *testing.T) {
 	serve(t, listenUnix(t, path), func(_ int, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 		for m := message(t, 1); ; {
 			if err := stream.Send(m); err != nil {
-				return nil
+				return nil //nolint:nilerr // the client has left
 			}
 		}
 	})

@@ -26,11 +26,11 @@ func newEnvoy(leaf, ca []byte) *envoy {
 		"server_info": func(w io.Writer) {
 			fmt.Fprintf(w, `{"version":"x/1.36.4/y","state":"LIVE","uptime_current_epoch":"%ds"}`, int(time.Since(now).Seconds()))
 		},
-		"stats":       says(""),
-		"secrets":     says(`{"configs":[` + identity(pemOf(leaf, ca)) + `,` + bundle(pemOf(ca)) + `]}`),
-		"warming":     says(`{}`),
-		"certs":       says(`{"certificates":[` + tlsContext + `]}`),
-		"clusters":    says(`{"cluster_statuses":[` + cluster("sds-grpc") + `]}`),
+		"stats":    says(""),
+		"secrets":  says(`{"configs":[` + identity(pemOf(leaf, ca)) + `,` + bundle(pemOf(ca)) + `]}`),
+		"warming":  says(`{}`),
+		"certs":    says(`{"certificates":[` + tlsContext + `]}`),
+		"clusters": says(`{"cluster_statuses":[` + cluster("sds-grpc") + `]}`),
 	}}
 }
 
