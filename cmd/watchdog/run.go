@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os/signal"
 	"strings"
+	"syscall"
 
+	"svid-watchdog/internal/logpipe"
 	"svid-watchdog/internal/watchdog"
 )
 
@@ -64,7 +67,11 @@ func runWatchdog(ctx context.Context, args, environ []string, stdout, stderr io.
 		return exitBadUsage
 	}
 	defer beFrugal()()
-	log := slog.New(o.handler(stderr))
+	// Whoever reads the log may hang or go away, and is no reason to end.
+	signal.Ignore(syscall.SIGPIPE)
+	pipe := logpipe.New(stderr, o.handler)
+	defer pipe.Close()
+	log := slog.New(o.handler(pipe))
 	o.watchdog.Build = build()
 	w, err := watchdog.New(o.watchdog, log)
 	if err != nil {
