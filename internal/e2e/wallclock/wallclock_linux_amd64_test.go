@@ -77,7 +77,7 @@ func (p *program) ask() (told []int64, earliest, latest time.Time) {
 		p.t.Fatal(err)
 	}
 	latest = time.Now()
-	for _, field := range strings.Fields(line) {
+	for field := range strings.FieldsSeq(line) {
 		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
 			p.t.Fatal(err)
