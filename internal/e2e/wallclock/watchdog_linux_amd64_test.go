@@ -268,14 +268,17 @@ func TestSevenSeconds(t *testing.T) {
 func TestStallIsNamed(t *testing.T) {
 	everyKind(t, func(t *testing.T, k kind) {
 		n := newNode(t, k, 0)
-		n.verified(1)
+		v := n.until(patient, "the interval to be learned", func(v rotation.Verdict) bool { return v.IntervalSource == rotation.IntervalLearned })
 		n.clock.Set(-time.Hour)
+		// The streams of the two services are renewed one after the other.
+		issued := v.Stage(rotation.Issued).Rotations
 		n.verified(1)
+		n.until(patient, "an SVID by the wrong clock", func(v rotation.Verdict) bool { return v.Stage(rotation.Issued).Rotations > issued })
 		if err := n.pod.Inject(t.Context(), "renewal-stopped"); err != nil {
 			t.Fatal(err)
 		}
 		n.clock.Set(-2 * time.Hour)
-		v := n.until(ttl, "the stall to be named before the certificates expire", func(v rotation.Verdict) bool {
+		v = n.until(ttl, "the stall to be named before the certificates expire", func(v rotation.Verdict) bool {
 			return v.Has(rotation.DeliveryOverdue) && v.Has(rotation.IssuanceOverdue)
 		})
 		for _, stage := range []rotation.Stage{rotation.Issued, rotation.Delivered} {
@@ -289,6 +292,34 @@ func TestStallIsNamed(t *testing.T) {
 		n.until(patient, "health", healthy)
 		n.jumps(-time.Hour, -time.Hour)
 		n.raisedOnly(rotation.DeliveryOverdue, rotation.IssuanceOverdue)
+	})
+}
+
+// TestBackwards: the clock is set back by a minute at each look, so that by the
+// wall clock nothing ever lasts. What outlasts the grace is named all the same.
+func TestBackwards(t *testing.T) {
+	everyKind(t, func(t *testing.T, k kind) {
+		n := newNode(t, k, 0)
+		n.until(soon, "health", healthy)
+		ahead := time.Duration(0)
+		for _, name := range []string{"bundle-stuck", "envoy-hung", "workload-api-error"} {
+			fault, known := lab.FindFault(name)
+			if !known {
+				t.Fatalf("no fault %s", name)
+			}
+			if err := n.pod.Inject(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			n.until(soon, name+" to be named", func(v rotation.Verdict) bool {
+				ahead -= time.Minute
+				n.clock.Set(ahead)
+				return v.Has(fault.Shows)
+			})
+			if err := n.pod.Heal(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			n.until(patient, "health after "+name, healthy)
+		}
 	})
 }
 
