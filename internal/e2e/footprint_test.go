@@ -146,7 +146,7 @@ func TestNearTheFloor(t *testing.T) {
 	w := startWatchdog(t, "--workload-api.address="+pod.SocketAddress(), "--envoy.admin-address="+pod.Envoy().AdminAddress(), "--credentials.dir="+pod.CredentialsDir())
 	w.Until(20*time.Second, "health", func(v rotation.Verdict) bool { return v.State == rotation.Healthy })
 
-	address := freeAddress(t)
+	address := neighbour.Address(t)
 	f := neighbour.Start(t, floor, address, pod.SocketAddress(), pod.CredentialsDir())
 	until(t, 10*time.Second, "the floor to listen", func() bool { return listening(address) }, f)
 	for range 200 {
@@ -189,16 +189,6 @@ func memory(t *testing.T, pid int) (f footprint) {
 		t.Fatalf("no memory in %s", status)
 	}
 	return f
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func listening(address string) bool {

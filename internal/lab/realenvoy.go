@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"svid-watchdog/internal/child"
-	"svid-watchdog/internal/lab/standin"
+	"svid-watchdog/internal/freeport"
 )
 
 // RealEnvoyConfig says how to run a real Envoy.
@@ -85,10 +85,10 @@ func NewRealEnvoy(cfg RealEnvoyConfig) (*RealEnvoy, error) {
 	if e.version == "" {
 		return nil, fmt.Errorf("%s does not look like Envoy: it says %q", cfg.Path, out)
 	}
-	if e.admin, err = standin.FreeAddress(); err != nil {
+	if e.admin, err = freeport.Address(); err != nil {
 		return nil, err
 	}
-	if e.listener, err = standin.FreeAddress(); err != nil {
+	if e.listener, err = freeport.Address(); err != nil {
 		return nil, err
 	}
 	bootstrap, err := json.MarshalIndent(e.bootstrap(), "", " ")

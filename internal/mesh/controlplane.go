@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"svid-watchdog/internal/freeport"
 )
 
 // Config says what to start.
@@ -142,9 +144,13 @@ func (c *ControlPlane) prepare() error {
 		return fmt.Errorf("find the directory of the control plane: %w", err)
 	}
 	c.dir = dir
-	if err := freePorts(&c.ports.etcd, &c.ports.etcdPeer, &c.ports.api,
-		&c.ports.istiodHTTP, &c.ports.istiodWebhook, &c.ports.istiodGRPC, &c.ports.istiodTLS, &c.ports.istiodStats); err != nil {
-		return err
+	for _, port := range []*int{
+		&c.ports.etcd, &c.ports.etcdPeer, &c.ports.api,
+		&c.ports.istiodHTTP, &c.ports.istiodWebhook, &c.ports.istiodGRPC, &c.ports.istiodTLS, &c.ports.istiodStats,
+	} {
+		if *port, err = freeport.Next(); err != nil {
+			return err
+		}
 	}
 	if c.pki, err = newPKI(filepath.Join(c.dir, "pki")); err != nil {
 		return err

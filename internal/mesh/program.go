@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,18 +93,4 @@ func Await(ctx context.Context, what string, satisfied func(context.Context) err
 			return fmt.Errorf("waited %s in vain for %s: %w", time.Since(began).Round(time.Second), what, last)
 		}
 	}
-}
-
-// freePorts finds a free port on loopback for each. They are all held until
-// the last is found, so that no two are equal.
-func freePorts(wanted ...*int) error {
-	for _, port := range wanted {
-		listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it returns at once
-		if err != nil {
-			return fmt.Errorf("find a free port: %w", err)
-		}
-		defer listener.Close()
-		*port = listener.Addr().(*net.TCPAddr).Port
-	}
-	return nil
 }

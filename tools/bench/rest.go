@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"svid-watchdog/internal/freeport"
 	"svid-watchdog/internal/lab"
 )
 
@@ -290,7 +291,7 @@ func (b *bench) startPeers(ctx context.Context, main *pod) (peers []peer, stop f
 		}
 	}
 	peers = []peer{{process: main.watchdog.process, name: "`watchdog run`", url: main.watchdog.base + "/metrics"}}
-	address, err := freeAddress()
+	address, err := freeport.Address()
 	if err != nil {
 		return nil, stop, err
 	}

@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"svid-watchdog/internal/freeport"
 )
 
 // scrapeInterval is how often the fleet is scraped.
@@ -116,7 +118,7 @@ func (b *bench) fleet(ctx context.Context, prometheus, address string, pods int,
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	listen, err := freeAddress()
+	listen, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}

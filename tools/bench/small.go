@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"svid-watchdog/internal/freeport"
 )
 
 // The parts that need no neighbours.
@@ -171,7 +173,7 @@ func startPart(ctx context.Context, b *bench) (string, error) {
 	measure := func(path string, args func(address string) []string) ([]time.Duration, error) {
 		var took []time.Duration
 		for range starts {
-			address, err := freeAddress()
+			address, err := freeport.Address()
 			if err != nil {
 				return nil, err
 			}

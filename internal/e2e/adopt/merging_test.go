@@ -138,7 +138,7 @@ func startAgent(t *testing.T, box *lab.Pod, annotations string) (address string,
 	if err := os.Symlink(box.SocketPath(), filepath.Join(dir, "var/run/secrets/workload-spiffe-uds/socket")); err != nil {
 		t.Fatal(err)
 	}
-	ports := freePorts(t, 4)
+	ports := []int{neighbour.Port(t), neighbour.Port(t), neighbour.Port(t), neighbour.Port(t)}
 	config, err := json.Marshal(map[string]any{
 		"discoveryAddress": "127.0.0.1:1", "statusPort": ports[0], "proxyAdminPort": ports[1],
 		"binaryPath": neighbour.Need(t, "envoy", "1.40.0", "envoy"), "configPath": "./etc/istio/proxy",
@@ -172,21 +172,6 @@ func startAgent(t *testing.T, box *lab.Pod, annotations string) (address string,
 		}
 	})
 	return fmt.Sprintf("127.0.0.1:%d", ports[0]), stop
-}
-
-// freePorts were free a moment ago, all at once.
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return ports
 }
 
 // authority stands for istiod's, whom nobody asks here.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"svid-watchdog/internal/child"
+	"svid-watchdog/internal/freeport"
 )
 
 // Envoy is the path of a release of the real Envoy.
@@ -70,6 +71,22 @@ func Root(t testing.TB) string {
 		}
 		dir = parent
 	}
+}
+
+// Port is a free port on loopback.
+func Port(t testing.TB) int {
+	t.Helper()
+	port, err := freeport.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// Address is a free port on loopback, as HOST:PORT.
+func Address(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", Port(t))
 }
 
 // Until waits for a condition, and in vain says what is known.

@@ -48,7 +48,7 @@ func StartAlertmanager(t testing.TB, factor int, to *Mailbox) *Alertmanager {
 	file := filepath.Join(dir, "alertmanager.yaml")
 	write(t, file, adapt(t, config, factor, to.server.URL))
 
-	address := freeAddress(t)
+	address := neighbour.Address(t)
 	a := &Alertmanager{t: t, Address: address}
 	a.Process = neighbour.Start(t, program, "--config.file="+file, "--storage.path="+filepath.Join(dir, "data"),
 		"--cluster.listen-address=", "--web.listen-address="+address)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -129,7 +128,7 @@ func StartFile(t testing.TB, file string) *Prometheus {
 func start(t testing.TB, path, file string, factor int, elsewhere *Elsewhere) *Prometheus {
 	t.Helper()
 	if elsewhere == nil {
-		address := freeAddress(t)
+		address := neighbour.Address(t)
 		elsewhere = &Elsewhere{Listen: address, Reach: address}
 	}
 	p := &Prometheus{t: t, URL: "http://" + elsewhere.Reach}
@@ -307,15 +306,4 @@ func write(t testing.TB, path string, content any) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// freeAddress is a port of loopback that was free a moment ago.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it returns at once
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

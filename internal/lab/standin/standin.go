@@ -20,6 +20,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"svid-watchdog/internal/freeport"
 )
 
 // Config describes a stand-in.
@@ -78,7 +80,7 @@ func New(cfg Config) (*Envoy, error) {
 			continue
 		}
 		var err error
-		if *address, err = FreeAddress(); err != nil {
+		if *address, err = freeport.Address(); err != nil {
 			return nil, err
 		}
 	}

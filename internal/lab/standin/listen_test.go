@@ -7,12 +7,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"svid-watchdog/internal/freeport"
 )
 
 // TestAPortThatIsGivenBack: a port that is in use for a moment is waited for,
 // one that stays in use is not taken.
 func TestAPortThatIsGivenBack(t *testing.T) {
-	address, err := FreeAddress()
+	address, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
