@@ -76,6 +76,8 @@ type run struct {
 
 func start(t *testing.T, cfg lab.Config) *run {
 	t.Helper()
+	starts <- struct{}{}
+	defer func() { <-starts }()
 	pod, err := lab.Start(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -85,8 +87,16 @@ func start(t *testing.T, cfg lab.Config) *run {
 			t.Error(err)
 		}
 	})
-	return &run{t: t, pod: pod, watchdog: watch(t, pod)}
+	r := &run{t: t, pod: pod, watchdog: watch(t, pod)}
+	// It may take longer: what becomes of it is the test's affair.
+	_, _, _ = r.await(slack, func(v rotation.Verdict) bool { return v.Stage(rotation.Issued).Certificate != nil })
+	return r
 }
+
+// starts holds how many pods start at once. To start takes more of a processor
+// than all that follows; who starts beside fifty others does not meet an issuer
+// within the grace.
+var starts = make(chan struct{}, 6)
 
 // watch starts a watchdog beside a pod.
 func watch(t *testing.T, pod *lab.Pod) *watchdog.Watchdog {

@@ -6,17 +6,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"svid-watchdog/internal/e2e/neighbour"
-	"svid-watchdog/internal/lab"
+	"slices"
 	"syscall"
 	"time"
+
+	"svid-watchdog/internal/e2e/neighbour"
+	"svid-watchdog/internal/lab"
 
 	"golang.org/x/sys/unix"
 )
 
 // disturbance is a way to trouble the watchdog; begin returns how it ends.
 type disturbance struct {
-	name  string
+	name string
+	// of is what two disturbances cannot be made of at once, each undoing what
+	// the other has done.
+	of    string
 	begin func(r *rig, dice *rand.Rand) (what string, end func())
 }
 
@@ -35,9 +40,22 @@ func (r *rig) limitInotify(instances, watches int) {
 	}
 }
 
+// some picks one to three disturbances that can be at once.
+func some(all []disturbance, dice *rand.Rand) []disturbance {
+	var picked []disturbance
+	n := 1 + dice.IntN(3)
+	for _, i := range dice.Perm(len(all)) {
+		taken := slices.ContainsFunc(picked, func(d disturbance) bool { return d.of != "" && d.of == all[i].of })
+		if !taken && len(picked) < n {
+			picked = append(picked, all[i])
+		}
+	}
+	return picked
+}
+
 func disturbances() []disturbance {
 	return []disturbance{
-		{"a fault of the lab", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a fault of the lab", "Envoy", func(r *rig, dice *rand.Rand) (string, func()) {
 			var faults []lab.Fault
 			for _, f := range lab.Faults() {
 				if !f.StandInOnly && !f.TwoProviders {
@@ -48,12 +66,12 @@ func disturbances() []disturbance {
 			r.must(h.pod.Inject(r.t.Context(), f.Name))
 			return f.Name + " at " + h.name, func() { r.must(h.pod.Heal(r.t.Context(), f.Name)) }
 		}},
-		{"another issuer at the socket", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"another issuer at the socket", "issuer", func(r *rig, dice *rand.Rand) (string, func()) {
 			h := r.homes[dice.IntN(len(r.homes))]
 			r.issuer.lead(h.socket, passing)
 			return "the socket leads to " + h.name, func() {}
 		}},
-		{"something else at the socket", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"something else at the socket", "", func(r *rig, dice *rand.Rand) (string, func()) {
 			r.must(os.Remove(r.socket()))
 			switch dice.IntN(3) {
 			case 0:
@@ -66,28 +84,28 @@ func disturbances() []disturbance {
 				return "a directory is where the socket was", func() { r.must(os.Remove(r.socket())) }
 			}
 		}},
-		{"another Envoy", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"another Envoy", "", func(r *rig, dice *rand.Rand) (string, func()) {
 			h := r.homes[dice.IntN(len(r.homes))]
 			r.admin.lead(h.admin, passing)
 			r.served.lead(h.listener, passing)
 			return "Envoy is exchanged for that of " + h.name, func() {}
 		}},
-		{"a bad socket", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a bad socket", "issuer", func(r *rig, dice *rand.Rand) (string, func()) {
 			m := 1 + manner(dice.IntN(int(manners)-1))
 			r.issuer.lead(r.at.socket, m)
 			return "the socket " + mannerNames[m], func() {}
 		}},
-		{"a bad admin port", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a bad admin port", "", func(r *rig, dice *rand.Rand) (string, func()) {
 			m := 1 + manner(dice.IntN(int(manners)-1))
 			r.admin.lead(r.at.admin, m)
 			return "the admin port " + mannerNames[m], func() {}
 		}},
-		{"a bad listener", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a bad listener", "", func(r *rig, dice *rand.Rand) (string, func()) {
 			m := 1 + manner(dice.IntN(int(manners)-1))
 			r.served.lead(r.at.listener, m)
 			return "the listener " + mannerNames[m], func() {}
 		}},
-		{"a restart of Envoy", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a restart of Envoy", "Envoy", func(r *rig, dice *rand.Rand) (string, func()) {
 			h := r.homes[dice.IntN(len(r.homes))]
 			if h.pod != nil {
 				r.must(h.pod.Inject(r.t.Context(), "envoy-down"))
@@ -96,7 +114,7 @@ func disturbances() []disturbance {
 			r.must(h.envoy.Close())
 			return "Envoy of " + h.name + " ends", func() { r.must(h.envoy.Start(r.t.Context())) }
 		}},
-		{"a stopped Envoy", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a stopped Envoy", "Envoy", func(r *rig, dice *rand.Rand) (string, func()) {
 			h := r.homes[dice.IntN(len(r.homes))]
 			if h.pod != nil {
 				r.must(h.pod.Inject(r.t.Context(), "envoy-hung"))
@@ -105,16 +123,16 @@ func disturbances() []disturbance {
 			r.must(h.envoy.Hang())
 			return "Envoy of " + h.name + " is stopped", func() { r.must(h.envoy.Resume()) }
 		}},
-		{"a stopped SPIRE agent", func(r *rig, _ *rand.Rand) (string, func()) {
+		{"a stopped SPIRE agent", "agent", func(r *rig, _ *rand.Rand) (string, func()) {
 			agent := r.homes[2].spire.Agent.Cmd.Process
 			r.signal(agent, syscall.SIGSTOP)
 			return "the SPIRE agent is stopped", func() { r.signal(agent, syscall.SIGCONT) }
 		}},
-		{"a killed SPIRE agent", func(r *rig, _ *rand.Rand) (string, func()) {
+		{"a killed SPIRE agent", "agent", func(r *rig, _ *rand.Rand) (string, func()) {
 			r.homes[2].spire.Agent.Kill()
 			return "the SPIRE agent is killed", func() {}
 		}},
-		{"the credentials directory", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"the credentials directory", "directory", func(r *rig, dice *rand.Rand) (string, func()) {
 			again := func() {
 				r.must(os.RemoveAll(r.credentials()))
 				r.must(os.Mkdir(r.credentials(), 0o755)) //nolint:gosec // as in a pod
@@ -143,7 +161,7 @@ func disturbances() []disturbance {
 				return "the credentials directory fills with junk", again
 			}
 		}},
-		{"no file descriptors", func(r *rig, _ *rand.Rand) (string, func()) {
+		{"no file descriptors", "", func(r *rig, _ *rand.Rand) (string, func()) {
 			var old unix.Rlimit
 			r.must(unix.Prlimit(r.w.Cmd.Process.Pid, unix.RLIMIT_NOFILE, nil, &old))
 			r.must(unix.Prlimit(r.w.Cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}, nil))
@@ -151,7 +169,7 @@ func disturbances() []disturbance {
 				r.must(unix.Prlimit(r.w.Cmd.Process.Pid, unix.RLIMIT_NOFILE, &old, nil))
 			}
 		}},
-		{"no inotify", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"no inotify", "directory", func(r *rig, dice *rand.Rand) (string, func()) {
 			// An inotify that is there already goes on, and so do its watches: what
 			// it lacks it lacks for a directory that is made anew.
 			r.limitInotify(dice.IntN(2), 0)
@@ -159,12 +177,12 @@ func disturbances() []disturbance {
 			r.must(os.Mkdir(r.credentials(), 0o755)) //nolint:gosec // as in a pod
 			return "the watches of inotify are used up", func() { r.limitInotify(inotifyInstances, inotifyWatches) }
 		}},
-		{"another time", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"another time", "", func(r *rig, dice *rand.Rand) (string, func()) {
 			ahead := time.Duration(dice.Int64N(int64(2*time.Hour))) - time.Hour
 			r.clock.Set(ahead)
 			return "the clock is set by " + ahead.Round(time.Second).String(), func() { r.clock.Set(0) }
 		}},
-		{"a suspended watchdog", func(r *rig, dice *rand.Rand) (string, func()) {
+		{"a suspended watchdog", "", func(r *rig, dice *rand.Rand) (string, func()) {
 			resume := make(chan struct{})
 			r.paused <- resume
 			r.must(r.w.Cmd.Process.Signal(syscall.SIGSTOP))

@@ -7,15 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"testing"
+	"time"
+
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/e2e/sidecar"
 	"svid-watchdog/internal/e2e/spire"
 	"svid-watchdog/internal/e2e/wallclock"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
-	"syscall"
-	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
