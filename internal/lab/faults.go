@@ -140,6 +140,8 @@ func Faults() []Fault {
 		{
 			Name: "files-complete", Summary: "All three credential files appear: Outcome B.",
 			Shows: rotation.CredentialFilesComplete, inject: writeFiles(3), heal: removeFiles,
+			// One after the other, as Istio's agent writes them.
+			Follows: []rotation.ProblemName{rotation.CredentialFilesPartial},
 		},
 		{
 			Name: "socket-gone", Summary: "The identity provider ends, its socket with it.",
