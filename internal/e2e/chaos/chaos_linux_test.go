@@ -77,12 +77,12 @@ func TestChaos(t *testing.T) {
 	var longest time.Duration
 	var slowest string
 	count := make(map[string]int)
-	all := disturbances()
+	cards := deck{dice: dice}
 	cycles, noticed := 0, 0
 	for begin := time.Now(); time.Since(begin) < length; cycles++ {
 		var ends []func()
 		var what []string
-		for _, d := range some(all, dice) {
+		for _, d := range cards.draw() {
 			text, end := d.begin(r, dice)
 			what = append(what, text)
 			ends = append(ends, end)

@@ -40,17 +40,30 @@ func (r *rig) limitInotify(instances, watches int) {
 	}
 }
 
-// some picks one to three disturbances that can be at once.
-func some(all []disturbance, dice *rand.Rand) []disturbance {
-	var picked []disturbance
-	n := 1 + dice.IntN(3)
-	for _, i := range dice.Perm(len(all)) {
-		taken := slices.ContainsFunc(picked, func(d disturbance) bool { return d.of != "" && d.of == all[i].of })
-		if !taken && len(picked) < n {
-			picked = append(picked, all[i])
+// deck is drawn from until it is empty, so that each disturbance comes up.
+type deck struct {
+	dice  *rand.Rand
+	cards []disturbance
+}
+
+// draw takes one to three disturbances that can be at once.
+func (d *deck) draw() []disturbance {
+	if len(d.cards) == 0 {
+		d.cards = disturbances()
+		d.dice.Shuffle(len(d.cards), func(i, j int) { d.cards[i], d.cards[j] = d.cards[j], d.cards[i] })
+	}
+	var drawn, left []disturbance
+	n := 1 + d.dice.IntN(3)
+	for _, card := range d.cards {
+		clashes := slices.ContainsFunc(drawn, func(other disturbance) bool { return other.of != "" && other.of == card.of })
+		if clashes || len(drawn) == n {
+			left = append(left, card)
+		} else {
+			drawn = append(drawn, card)
 		}
 	}
-	return picked
+	d.cards = left
+	return drawn
 }
 
 func disturbances() []disturbance {
