@@ -37,7 +37,7 @@ func Next() (int, error) {
 		if given.next%blockSize == 0 {
 			first := lowestPort + blockSize*rand.IntN(blocks)
 			var block net.Listener
-			if block, err = net.Listen("tcp", loopback(first)); err != nil {
+			if block, err = net.Listen("tcp", loopback(first)); err != nil { //nolint:noctx // it returns at once
 				continue
 			}
 			given.blocks, given.next = append(given.blocks, block), first+1
@@ -45,7 +45,7 @@ func Next() (int, error) {
 		port := given.next
 		given.next++
 		var l net.Listener
-		if l, err = net.Listen("tcp", loopback(port)); err == nil {
+		if l, err = net.Listen("tcp", loopback(port)); err == nil { //nolint:noctx // it returns at once
 			return port, l.Close()
 		}
 	}
