@@ -337,7 +337,9 @@ func (j *judgement) sdsStream() {
 		return
 	}
 	reason := ReasonReconnecting
-	if r.none == 0 && 3*r.short > 2*r.looks {
+	// A request that is refused is open for a blink only. By chance one of two
+	// may be open at many looks, yet not at nearly all.
+	if r.none == 0 && 10*r.short >= 9*r.looks {
 		reason = ReasonPartlyRefused
 	}
 	j.raise(SDSStreamFlapping, Delivered, reason, fmt.Sprintf("%d requests were opened within %s, %d are open",
