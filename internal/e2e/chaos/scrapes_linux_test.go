@@ -80,10 +80,10 @@ func (s *scrapes) one(client *http.Client) error {
 	}
 	defer response.Body.Close()
 	page, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(page), "svid_watchdog_rotation_state") {
-		return fmt.Errorf("status %d, %d bytes, %w", response.StatusCode, len(page), err)
+	if err == nil && (response.StatusCode != http.StatusOK || !strings.Contains(string(page), "svid_watchdog_rotation_state")) {
+		err = fmt.Errorf("status %d, %d bytes", response.StatusCode, len(page))
 	}
-	return nil
+	return err
 }
 
 // waits is for how long each thread has waited for a processor so far.

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -21,7 +22,8 @@ import (
 	"time"
 )
 
-// looks is how many looks of the watchdog a mode lasts at least.
+// looks is how many looks of the watchdog a mode lasts at least, unless it says
+// otherwise.
 const looks = 12
 
 func main() {
@@ -42,7 +44,7 @@ func main() {
 	for _, m := range modes(leaf, ca) {
 		e.set(m.answers)
 		i.set(m.issue)
-		until(func() bool { return e.looks() >= looks && i.times() >= m.times })
+		until(func() bool { return e.looks() >= cmp.Or(m.looks, looks) && i.times() >= m.times })
 		var page string
 		until(func() bool {
 			page, err = get(os.Args[3])
@@ -89,6 +91,7 @@ type mode struct {
 	name    string
 	answers answers
 	issue   manner
+	looks   int
 	// times is how often the Workload API must have sent what it sends.
 	times int
 	// healthy says that the watchdog must find nothing wrong.
@@ -119,6 +122,14 @@ func modes(leaf, ca []byte) []mode {
 		{name: "clusters with large elements", answers: answers{
 			"clusters": repeat(`{"cluster_statuses":[`, `{"name":"sds-grpc","x":"`+strings.Repeat("a", 900<<10)+`"},`, 60, cluster("sds-grpc")+"]}"),
 		}},
+		{name: "a hundred thousand certificates", answers: answers{"certs": repeat(`{"certificates":[`, tlsContext+",", 100_000, tlsContext+"]}")}},
+		{name: "names of half a megabyte, and times that cannot be", answers: answers{
+			"certs": repeat(`{"certificates":[`, contextOf(strings.Repeat("f", 512<<10), workloadID, "2026-02-30T25:61:61Z", "292277026596-12-04T15:30:08Z")+","+
+				contextOf("0abc", "spiffe://"+strings.Repeat("a", 512<<10), "0000-00-00T00:00:00Z", "")+",", 20, tlsContext+"]}"),
+		}},
+		{name: "a gigabyte of certificates, compressed", answers: answers{"certs": bomb(`{"certificates":[`, tlsContext+",")}},
+		{name: "a byte now and then, without end", answers: answers{"certs": slow(`{"certificates":[`), "secrets": slow(`{"configs":[`)}, looks: 2},
+		{name: "sent elsewhere", answers: answers{"certs": elsewhere, "secrets": elsewhere}},
 		{name: "statistics and server info without end", answers: answers{"stats": endless("sds.default.x: ", "1"), "server_info": endless(`{"version":"`, "aaaaaaaa")}},
 
 		{name: "SVIDs one after the other", issue: sending(nothing, 0), times: 150},
