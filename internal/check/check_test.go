@@ -274,7 +274,9 @@ func TestCases(t *testing.T) {
 		if err := p.Inject(t.Context(), fault.name); err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := p.until(10*time.Second, func(r check.Report) bool { return r.Credentials.Outcome == fault.o }); !ok {
+		// A pod may be healthy with what it has while Envoy still waits, up to 30 s,
+		// before it opens its stream again; only then is it sent what is wrong.
+		if _, ok := p.until(40*time.Second, func(r check.Report) bool { return r.Credentials.Outcome == fault.o }); !ok {
 			t.Errorf("%s: want Outcome %s", fault.name, fault.o)
 		}
 		want(fault.c, fault.o)
