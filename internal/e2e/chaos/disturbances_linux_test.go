@@ -10,10 +10,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/lab"
-
-	"golang.org/x/sys/unix"
 )
 
 // disturbance is a way to trouble the watchdog; begin returns how it ends.

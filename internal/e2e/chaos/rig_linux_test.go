@@ -11,14 +11,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/e2e/sidecar"
 	"svid-watchdog/internal/e2e/spire"
 	"svid-watchdog/internal/e2e/wallclock"
 	"svid-watchdog/internal/lab"
 	"svid-watchdog/internal/rotation"
-
-	"golang.org/x/sys/unix"
 )
 
 const workloadID = "spiffe://" + spire.TrustDomain + "/ns/shop/sa/front-end"
