@@ -53,8 +53,8 @@ func TestDebugContainer(t *testing.T) {
 	c.Must("run", "--detach", "--name", "proxy", "--network", "none", "--env", "TMPDIR=/var/run/pod",
 		"localhost/pod", "/lab", "--watchdog=false", "--ttl=1h")
 	t.Cleanup(func() {
-		if out, err := c.Run("rm", "--force", "--time", "2", "proxy"); err != nil {
-			t.Logf("%v\n%s", err, out)
+		if err := c.Remove("container", "proxy"); err != nil {
+			t.Error(err)
 		}
 	})
 	var args []string

@@ -44,8 +44,8 @@ func TestThirtyTwoMegabytes(t *testing.T) {
 		t.Helper()
 		c.Must(append([]string{"run", "--detach", "--name", name}, args...)...)
 		t.Cleanup(func() {
-			if out, err := c.Run("rm", "--force", "--time", "2", name); err != nil {
-				t.Logf("%v\n%s", err, out)
+			if err := c.Remove("container", name); err != nil {
+				t.Error(err)
 			}
 		})
 	}

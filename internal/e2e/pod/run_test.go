@@ -124,8 +124,8 @@ func run(t *testing.T, identities *spire.SPIRE, pace map[string]string) *running
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if out, err := p.Run("pod", "rm", "--force", "--time", "2", r.name); err != nil {
-			t.Errorf("%v\n%s", err, out)
+		if err := p.Remove("pod", r.name); err != nil {
+			t.Error(err)
 		}
 	})
 	p.Must("play", "kube", "--network", "none", "--start=false", file)

@@ -77,33 +77,45 @@ func sweep(t testing.TB) {
 	}
 }
 
-// remove ends all that still runs and removes the storage.
-func (p *Podman) remove() error {
-	var failed error
-	for _, kind := range []string{"pod", "container"} {
-		if out, err := p.Run(kind, "rm", "--all", "--force", "--time", "0"); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("remove each %s: %w: %s", kind, err, out))
-		}
-	}
-	// The storage is mounted upon itself.
-	_ = exec.Command("umount", "--quiet", p.root()).Run() //nolint:gosec,noctx // it returns at once; it may not be mounted
-	return errors.Join(failed, p.clear())
+// Remove ends and removes a container or a pod; it may be gone already.
+func (p *Podman) Remove(kind, name string) error {
+	return p.discard(kind, "--ignore", name)
 }
 
-// clear removes the storage. What cleans up after a container may still be at
-// it when podman returns.
-func (p *Podman) clear() error {
+// remove ends all that still runs and removes the storage.
+func (p *Podman) remove() error {
+	failed := errors.Join(p.discard("pod", "--all"), p.discard("container", "--all"))
+	// The storage is mounted upon itself.
+	_ = exec.Command("umount", "--quiet", p.root()).Run() //nolint:gosec,noctx // it returns at once; it may not be mounted
+	// What cleans up after a container may still be at it when podman returns.
+	return errors.Join(failed, again(func() error { return os.RemoveAll(p.dir) }))
+}
+
+// discard ends and removes containers or pods. Podman fails where one ends, and
+// is cleaned up after, while it is about to be killed.
+func (p *Podman) discard(kind string, which ...string) error {
+	return again(func() error {
+		args := append([]string{kind, "rm", "--force", "--time", "0"}, which...)
+		if out, err := p.Run(args...); err != nil {
+			return fmt.Errorf("podman %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+		return nil
+	})
+}
+
+// again does something until it succeeds, for half a minute.
+func again(do func() error) error {
 	deadline := time.NewTimer(30 * time.Second)
 	defer deadline.Stop()
-	again := time.NewTicker(100 * time.Millisecond)
-	defer again.Stop()
+	pause := time.NewTicker(100 * time.Millisecond)
+	defer pause.Stop()
 	for {
-		err := os.RemoveAll(p.dir)
+		err := do()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-again.C:
+		case <-pause.C:
 		case <-deadline.C:
 			return err
 		}
