@@ -3,6 +3,7 @@ package rotation_test
 import (
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +94,32 @@ func TestOneLookAtTheIncident(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestOneLookByAWrongClock: on a node whose clock is hours ahead one look finds
+// that certificates have expired, the one just issued too; it blames neither the
+// issuer nor Envoy. What is older than what is issued by more than an interval is
+// late by any clock.
+func TestOneLookByAWrongClock(t *testing.T) {
+	everyPod(t, func(t *testing.T, cfg podsim.Config) {
+		cfg.TTL, cfg.Renewal, cfg.Skew = time.Hour, 20*time.Minute, -5*time.Hour
+		now := time.Now()
+		pod := podsim.New(cfg, now)
+		for range 90 {
+			now = now.Add(time.Minute)
+			pod.Advance(now)
+			v := lookOnce(pod, now, 0)
+			if p, ok := v.Find(rotation.CertificateExpired); !ok || len(v.Problems) != 1 || !strings.Contains(p.Advice, "clock") {
+				t.Fatalf("%+v", v.Problems)
+			}
+		}
+		pod.Resend = true
+		now = now.Add(45 * time.Minute)
+		pod.Advance(now)
+		if v := lookOnce(pod, now, 0); !v.Has(rotation.DeliveryOverdue) || v.Has(rotation.IssuanceOverdue) {
+			t.Errorf("after 45 minutes in which the old SVID was re-sent: %+v", v.Problems)
+		}
+	})
 }
 
 // TestOneLookAtSilence: up to Envoy 1.36 a leaf that nothing came after tells

@@ -132,7 +132,7 @@ var catalogue = []Definition{
 		Name: CertificateExpired, Severity: Critical,
 		Summary: "A certificate has expired.",
 		Cause:   "The leaf seen at this stage is past its not-after; peers refuse it in every new TLS handshake.",
-		Advice:  "Look at the other problems for the stage that did not move, and heal that one; a restart of tbot on the node is the quickest cure when Envoy's stream is at fault.",
+		Advice:  "Look at the other problems for the stage that did not move, and heal that one; a restart of tbot on the node is the quickest cure when Envoy's stream is at fault; if the certificate issued now has expired too, compare the node's clock with the right time, and then read the identity provider's log.",
 	},
 	{
 		Name: CertificateExpiring, Severity: Critical,

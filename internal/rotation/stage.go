@@ -98,8 +98,10 @@ const longestLead = 2 * time.Minute
 func (l *Ledger) age(leaf *seenLeaf, now time.Time) time.Duration {
 	lead, ok := l.renewal.lead()
 	if l.cfg.OneLook {
-		// What is issued now may be an old SVID that all streams share.
-		if !ok || lead > longestLead {
+		// What is issued now may be an old SVID that all streams share. One whose
+		// whole life is over by now tells that the clock is ahead (or of an issuer
+		// that is beyond help): then ages count from that one's.
+		if expired := l.renewal.life <= 0; !ok || lead > longestLead && !expired {
 			lead, ok = longestLead, true
 		}
 	}

@@ -3,6 +3,7 @@ package wallclock_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"svid-watchdog/internal/check"
 	"svid-watchdog/internal/e2e/neighbour"
 	"svid-watchdog/internal/e2e/sidecar"
 	"svid-watchdog/internal/e2e/wallclock"
@@ -239,6 +241,34 @@ func TestBeforeAnythingIsLearned(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOneLook: somebody looks once at a pod whose node's clock is two hours
+// ahead. He is told of certificates that have expired, and of the clock; neither
+// the issuer nor Envoy is blamed.
+func TestOneLook(t *testing.T) {
+	everyKind(t, func(t *testing.T, k kind) {
+		n := newNode(t, k, 2*time.Hour)
+		n.until(soon, "expired certificates at each stage", func(v rotation.Verdict) bool {
+			return expired(v) && v.Stage(rotation.Served).Certificate != nil && v.Envoy.SDSStreams != nil && *v.Envoy.SDSStreams == 2
+		})
+		look := neighbour.StartWith(t, neighbour.How{Begin: n.clock.Begin}, sidecar.Binary(t), "check", "--own-look", "--json",
+			"--workload-api.address="+n.pod.SocketAddress(), "--envoy.admin-address="+n.pod.Envoy().AdminAddress(),
+			"--handshake.address="+n.pod.Envoy().ListenerAddress(), "--credentials.dir="+n.pod.CredentialsDir())
+		<-look.Exited
+		var report check.Report
+		if err := json.Unmarshal([]byte(look.Out.String()), &report); err != nil {
+			t.Fatalf("%v\n%s", err, look)
+		}
+		for _, p := range report.Verdict.Problems {
+			if p.Name != rotation.CertificateExpired || !strings.Contains(p.Advice, "clock") {
+				t.Errorf("%s (%s): %s; %s", p.Name, p.Reason, p.Detail, p.Advice)
+			}
+		}
+		if report.Verdict.State != rotation.Broken || report.ExitCode != check.ExitProblem {
+			t.Errorf("%s, exit code %d", report.Verdict.State, report.ExitCode)
+		}
+	})
 }
 
 // TestSevenSeconds: a small step is told, and raises nothing. (It is not as long
