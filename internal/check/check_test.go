@@ -3,13 +3,19 @@ package check_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -96,6 +102,83 @@ func TestOneStream(t *testing.T) {
 		t.Error(text)
 	}
 	validate(t, schema(t, "check.schema.json"), r)
+}
+
+// TestStreamsOpenAgain: Envoy has just come, or its server has been restarted, so
+// that its streams are down at the first look and open at the next. That is no
+// fault to be told.
+func TestStreamsOpenAgain(t *testing.T) {
+	t.Parallel()
+	p := startPod(t, lab.Config{Issuer: lab.Tbot, TTL: time.Hour, StandIn: "1.37"})
+	admin, err := url.Parse(p.Envoy().AdminAddress())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, down := range []int32{1, 1000} {
+		t.Run(fmt.Sprintf("down at %d looks", down), func(t *testing.T) {
+			var looks atomic.Int32
+			envoy := httptest.NewServer(&httputil.ReverseProxy{
+				Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(admin) },
+				ModifyResponse: func(r *http.Response) error {
+					if r.Request.URL.Path != "/clusters" || looks.Add(1) > down {
+						return nil
+					}
+					return unconnected(r)
+				},
+			})
+			defer envoy.Close()
+			cfg := p.config()
+			cfg.Pod.EnvoyAdminAddress = envoy.URL
+			r, err := check.Run(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if healthy := r.ExitCode == check.ExitHealthy; healthy != (down == 1) || r.Verdict.Has(rotation.SDSStreamDown) == healthy {
+				t.Error(describe(t, r))
+			}
+			if n := looks.Load(); n > 3 {
+				t.Errorf("Envoy was asked %d times for its clusters", n)
+			}
+		})
+	}
+}
+
+// unconnected makes Envoy's answer about its clusters that of one that has not
+// connected yet.
+func unconnected(r *http.Response) error {
+	var clusters struct {
+		ClusterStatuses []map[string]json.RawMessage `json:"cluster_statuses"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&clusters); err != nil {
+		return err
+	}
+	r.Body.Close()
+	for _, cluster := range clusters.ClusterStatuses {
+		var hosts []struct {
+			Address      json.RawMessage  `json:"address"`
+			Stats        []map[string]any `json:"stats"`
+			HealthStatus json.RawMessage  `json:"health_status"`
+		}
+		if err := json.Unmarshal(cluster["host_statuses"], &hosts); err != nil {
+			return err
+		}
+		for _, host := range hosts {
+			for _, stat := range host.Stats {
+				delete(stat, "value")
+			}
+		}
+		var err error
+		if cluster["host_statuses"], err = json.Marshal(hosts); err != nil {
+			return err
+		}
+	}
+	body, err := json.Marshal(clusters)
+	if err != nil {
+		return err
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
 }
 
 // TestWatch: who stays sees rotations, and judges as the daemon does.

@@ -18,9 +18,9 @@ import (
 const lookAgain = 1500 * time.Millisecond
 
 // Look looks at the pod once and judges what it finds, as far as one look can
-// tell. Where something is wrong with Envoy it looks at Envoy once more. What
-// has not answered when ctx ends is not waited for. The error is about the
-// configuration.
+// tell. Where something is wrong with Envoy it looks at Envoy once more, and
+// again where that finds its streams open after all. What has not answered when
+// ctx ends is not waited for. The error is about the configuration.
 func Look(ctx context.Context, cfg Config) (rotation.Verdict, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		// A server that is silent is to be told from one that is not there.
@@ -40,6 +40,9 @@ func Look(ctx context.Context, cfg Config) (rotation.Verdict, error) {
 	wg.Wait()
 	if o.aboutEnvoy() && wait(ctx, lookAgain) {
 		o.lookAtEnvoy(ctx)
+		if o.opens() && wait(ctx, lookAgain) {
+			o.lookAtEnvoy(ctx)
+		}
 	}
 	o.envoy.Close()
 	return o.Verdict(), nil
@@ -81,6 +84,14 @@ func (w *observer) aboutEnvoy() bool {
 		}
 	}
 	return false
+}
+
+// opens tells whether Envoy's streams are called down though they were open at
+// the latest look: for its blink only, or from now on, says another one.
+func (w *observer) opens() bool {
+	v := w.Verdict()
+	open := v.Envoy.SDSStreams
+	return v.Has(rotation.SDSStreamDown) && open != nil && *open > 0
 }
 
 // wait waits, unless ctx ends before that and another look.
