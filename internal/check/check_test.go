@@ -38,7 +38,7 @@ func startPod(t *testing.T, cfg lab.Config) pod {
 			t.Error(err)
 		}
 	})
-	p := pod{started, t, true, cfg.Issuer}
+	p := pod{started, t, true, cfg.Issuer, cfg.Renewal}
 	if r, ok := p.until(20*time.Second, func(r check.Report) bool { return r.ExitCode == check.ExitHealthy }); !ok {
 		t.Fatal(describe(t, r))
 	}

@@ -62,6 +62,8 @@ type pod struct {
 	t      *testing.T
 	modern bool
 	issuer lab.Issuer
+	// renewal is the renewal interval, 0 for one that is too long to matter.
+	renewal time.Duration
 }
 
 // config looks at the pod without asking anybody.
@@ -71,7 +73,7 @@ func (p pod) config() check.Config {
 	cfg.WorkloadAPIAddress = p.SocketAddress()
 	cfg.EnvoyAdminAddress = p.Envoy().AdminAddress()
 	cfg.HandshakeAddress = p.Envoy().ListenerAddress()
-	cfg.RotationInterval, cfg.Grace, cfg.ExpiryMargin = renewal, grace, margin
+	cfg.RotationInterval, cfg.Grace, cfg.ExpiryMargin = p.renewal, grace, margin
 	return check.Config{Pod: cfg, Timeout: 8 * time.Second, Version: "test"}
 }
 
@@ -152,7 +154,7 @@ func TestOneLook(t *testing.T) {
 						t.Error(err)
 					}
 				})
-				p := pod{started, t, e.modern, issuer}
+				p := pod{started, t, e.modern, issuer, renewal}
 				for _, f := range lab.Faults() {
 					if f.StandInOnly && e.version != "" || f.TbotOnly && issuer != lab.Tbot || unseen[f.Name] != "" {
 						continue
