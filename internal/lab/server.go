@@ -186,7 +186,7 @@ func (s *server) stop() error {
 	s.grpc.Stop()
 	err := <-s.served
 	s.grpc = nil
-	if err != nil {
+	if err != nil && !errors.Is(err, grpc.ErrServerStopped) { // stopped before it served
 		return fmt.Errorf("serve the Workload API and SDS: %w", err)
 	}
 	return nil

@@ -516,3 +516,19 @@ func TestSocket(t *testing.T) {
 	f.conn.ResetConnectBackoff()
 	f.issued(f.openAPI())
 }
+
+// TestStopAtOnce: a server may be stopped before it has begun to serve, by
+// somebody who interrupts the lab as soon as it runs.
+func TestStopAtOnce(t *testing.T) {
+	f := serve(t, Tbot, time.Minute, never)
+	for range 200 {
+		if err := f.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.listen(f.path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.conn.ResetConnectBackoff()
+	f.issued(f.openAPI())
+}
