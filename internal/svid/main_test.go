@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -122,7 +123,7 @@ func serve(t testing.TB, l net.Listener, handle handler, options ...grpc.ServerO
 	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	go func() {
 		defer close(s.done)
-		if err := s.grpc.Serve(l); err != nil {
+		if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			t.Errorf("serve: %v", err)
 		}
 	}()
