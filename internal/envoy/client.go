@@ -234,7 +234,8 @@ func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Tim
 		if o.Stats != nil {
 			o.Stats.At = now
 		}
-		c.hideStats = o.Stats == nil
+		// Envoy has none of a secret that it has not asked for yet.
+		c.hideStats = o.Stats == nil && (len(c.identity) > 0 || c.warming)
 	}
 
 	if err := c.lookAtSecrets(ctx, o, now, everything); err != nil {

@@ -284,6 +284,42 @@ func TestWhatIsAskedWhen(t *testing.T) {
 	}
 }
 
+// TestStatisticsOfAYoungEnvoy: Envoy has no statistics of a secret before it asks
+// for it. That they are hidden is believed once it has the secret.
+func TestStatisticsOfAYoungEnvoy(t *testing.T) {
+	s := newScripted(t)
+	later := s.answers[askSecrets]
+	s.set(askSecrets, says(`{}`))
+	c := newClient(t, config(serve(t, s)))
+	look := func() rotation.Envoy {
+		t.Helper()
+		c.budget.tokens = c.budget.burst
+		o := c.look(t.Context(), false)
+		if o.Err != "" || o.Incomplete != "" {
+			t.Fatal(o.Err + o.Incomplete)
+		}
+		return o
+	}
+	look()
+	s.set(askSecrets, later)
+	look() // the secret may have come after the statistics were asked
+	for range 3 {
+		look()
+	}
+	if n := s.count(askStats); n != 3 {
+		t.Errorf("hidden statistics were asked %d times, want 3", n)
+	}
+
+	s.set(askServerInfo, says(`{"version":"x/1.40.0/y","state":"LIVE","uptime_current_epoch":"1s"}`))
+	s.set(askSecrets, says(`{}`))
+	look()
+	s.set(askSecrets, later)
+	s.set(askStats, says("sds.default.update_rejected: 0\nsds.default.update_success: 1\n"))
+	if o := look(); o.Stats == nil || o.Stats.UpdateSuccess != 1 {
+		t.Errorf("the statistics that Envoy shows by now are %+v", o.Stats)
+	}
+}
+
 // TestBudget: over an hour Envoy spends its share on us and no more, and the
 // dearer a question the rarer it is asked.
 func TestBudget(t *testing.T) {
