@@ -87,7 +87,8 @@ func (n node) forPodman(merged []byte) []byte {
 		volumes = append(volumes, object{"name": name, "hostPath": object{"path": path, "type": "Directory"}})
 	}
 	changed["spec"] = object{
-		"restartPolicy": spec["restartPolicy"], "volumes": volumes,
+		// By Always podman runs init containers again as soon as they have ended.
+		"restartPolicy": "OnFailure", "volumes": volumes,
 		"initContainers": n.containers(spec, "initContainers", metadata, dropped),
 		"containers":     n.containers(spec, "containers", metadata, dropped),
 	}

@@ -91,6 +91,9 @@ func TestRealPod(t *testing.T) {
 	if kills := memory.kills(); out != "running false 0" || kills != "0" {
 		t.Errorf("the watchdog: %s, killed for its memory %s times", out, kills)
 	}
+	if out := r.podman.Must("inspect", "--format", "{{.State.Status}} {{.RestartCount}}", r.container("istio-init")); out != "exited 0" {
+		t.Errorf("istio-init, which is to run once: %s", out)
+	}
 	t.Logf("the watchdog took at most %.1f MiB of %d MiB", float64(memory.bytes(memory.max))/(1<<20), memoryLimit>>20)
 }
 
