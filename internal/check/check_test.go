@@ -136,8 +136,12 @@ func TestStreamsOpenAgain(t *testing.T) {
 			if healthy := r.ExitCode == check.ExitHealthy; healthy != (down == 1) || r.Verdict.Has(rotation.SDSStreamDown) == healthy {
 				t.Error(describe(t, r))
 			}
-			if n := looks.Load(); n > 3 {
-				t.Errorf("Envoy was asked %d times for its clusters", n)
+			want := int32(2)
+			if down == 1 {
+				want = 3
+			}
+			if n := looks.Load(); n != want {
+				t.Errorf("Envoy was looked at %d times, want %d", n, want)
 			}
 		})
 	}

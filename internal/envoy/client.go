@@ -235,7 +235,7 @@ func (c *Client) askTheRest(ctx context.Context, o *rotation.Envoy, now time.Tim
 			o.Stats.At = now
 		}
 		// Envoy has none of a secret that it has not asked for yet.
-		c.hideStats = o.Stats == nil && (len(c.identity) > 0 || c.warming)
+		c.hideStats = o.Stats == nil && len(c.identity) > 0
 	}
 
 	if err := c.lookAtSecrets(ctx, o, now, everything); err != nil {
